@@ -1,0 +1,5 @@
+"""`python -m spoolmta`."""
+
+from spoolmta.cli import main
+
+main()

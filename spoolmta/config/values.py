@@ -1,0 +1,388 @@
+"""What the values of the configuration look like: each `Kind` reads one from TOML and writes it back.
+
+Reading raises `BadValue` with the words that follow `file:line: key: `. Writing gives text that can stand behind `=`
+and reads as the same value again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import re
+from collections.abc import Callable
+
+from spoolmta import address
+from spoolmta.model import UNLIMITED, Host, Rate, SourceHost, Struct
+
+DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
+RATE_UNITS = {"d": 86_400, "day": 86_400, "h": 3600, "hr": 3600, "hour": 3600, "m": 60, "min": 60, "s": 1, "sec": 1}
+SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
+MAX_NUMBER = 10**15
+MAX_SCHEDULE = 30
+"""PowerMTA's own bound on the length of a `retry-after` list."""
+
+_DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in DURATION_UNITS))
+_RATE = re.compile(r"([0-9]{1,12})/([0-9]{0,6})([a-z]{1,4})")
+_SIZE = re.compile(r"([0-9]{1,12})([bkmgt])", re.IGNORECASE)
+_PORT = re.compile(r"[0-9]{1,5}")
+_NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,31}")
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
+
+
+class BadValue(ValueError):  # noqa: N818  (it reads as the sentence it is)
+    """What is wrong with a value: the words behind the key."""
+
+
+class Kind(Struct, frozen=True):
+    """One kind of value: `read` takes what TOML gave or raises BadValue, `write` gives TOML text."""
+
+    read: Callable[[object], object]
+    write: Callable[[object], str] = lambda value: toml(value)
+
+
+def toml(value: object) -> str:
+    """A string, number, truth value or list as TOML writes it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(toml(item) for item in value)}]"
+    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped too.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def shown(value: object) -> str:
+    """A wrong value, short enough for an error line."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "an empty list" if not value else "a list"
+    if isinstance(value, str):
+        return f'"{address.show(value)}"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        return "a number that is too large"  # str() of a huge integer is refused by Python
+    return str(value)
+
+
+def wrong(expected: str, value: object) -> BadValue:
+    return BadValue(f"expected {expected}, got {shown(value)}")
+
+
+def _read_text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong('a text in quotes, like "text"', value)
+    if not value.isprintable():
+        raise BadValue("there are characters in it that cannot be printed")
+    return value
+
+
+def _read_user(value: object) -> str:
+    if not isinstance(value, str) or not _USER.fullmatch(value):
+        raise wrong('the name of a user of this machine, like "spoolmta"', value)
+    return value
+
+
+def _read_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise wrong("true or false, without quotes", value)
+    return value
+
+
+def number(example: int, least: int = 0, most: int = MAX_NUMBER) -> Kind:
+    """Whole numbers in a range."""
+    limits = f"from {least} to {most}" if most < MAX_NUMBER else f"of at least {least}"
+
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise wrong(f"a whole number {limits}, like {example}", value)
+        return value
+
+    return Kind(read)
+
+
+def choice(*words: str) -> Kind:
+    """One of a few words."""
+    expected = " or ".join(f'"{word}"' for word in words)
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise wrong(expected, value)
+        return value
+
+    return Kind(read)
+
+
+def subset(*words: str) -> Kind:
+    """A list of some of a few words, none twice."""
+    expected = f"a list of some of {', '.join(words)}, like {toml(words[:2])}"
+
+    def read(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise wrong(expected, value)
+        for item in value:
+            if item not in words:
+                raise wrong(expected, item)
+            if value.count(item) > 1:
+                raise BadValue(f'"{item}" is there twice')
+        return tuple(value)
+
+    return Kind(read)
+
+
+def listed(read_one: Callable[[object], object], example: str, is_empty_allowed: bool = False) -> Callable[[object], tuple[object, ...]]:
+    """The reader of a list whose items `read_one` reads."""
+
+    def read(value: object) -> tuple[object, ...]:
+        if not isinstance(value, list) or not (value or is_empty_allowed):
+            raise wrong(f"a list like {example}", value)
+        return tuple(read_one(item) for item in value)
+
+    return read
+
+
+def duration(example: str = "4d12h", is_zero_allowed: bool = False, most: float = MAX_NUMBER) -> Kind:
+    """A length of time: `1w2d12h30m10s`, or a number of seconds."""
+
+    def read(value: object) -> float:
+        seconds = _seconds(value)
+        if seconds is None:
+            raise wrong(f'a duration like "{example}"', value)
+        if seconds <= 0 and not (is_zero_allowed and seconds == 0):
+            raise wrong(f'a duration above zero, like "{example}"', value)
+        if seconds > most:
+            raise wrong(f"a duration of at most {_write_duration(most)}", value)
+        return seconds
+
+    return Kind(read, _write_duration)
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value)
+        if not found or not value:
+            return None
+        return float(sum(int(count or 0) * unit for count, unit in zip(found.groups(), DURATION_UNITS.values(), strict=True)))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_NUMBER <= value <= MAX_NUMBER:
+        return None  # the comparison refuses "nan" too
+    return float(value)
+
+
+def _write_duration(value: object) -> str:
+    assert isinstance(value, (int, float))
+    if value != int(value) or value > 99_999_999 * DURATION_UNITS["w"]:
+        return str(value)
+    if value == 0:
+        return '"0s"'
+    text, rest = "", int(value)
+    for unit, seconds in DURATION_UNITS.items():
+        count, rest = divmod(rest, seconds)
+        text += f"{count}{unit}" if count else ""
+    return f'"{text}"'
+
+
+def _read_schedule(value: object) -> tuple[float, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not 1 <= len(values) <= MAX_SCHEDULE:
+        raise wrong(f'a duration like "10m", or a list of up to {MAX_SCHEDULE} of them', value)
+    read = duration("10m").read
+    return tuple(read(item) for item in values)
+
+
+def _write_schedule(value: object) -> str:
+    assert isinstance(value, tuple)
+    return f"[{', '.join(_write_duration(item) for item in value)}]"
+
+
+def _read_rate(value: object) -> Rate:
+    if value == "unlimited":
+        return UNLIMITED
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    is_zero = int(found[1]) == 0 if found else value in ("0", 0) and not isinstance(value, bool)
+    if is_zero:
+        raise BadValue('a rate of 0 would never let anything be sent: expected a rate like "100/15m", or "unlimited"')
+    unit = RATE_UNITS.get(found[3]) if found else None
+    if found is None or unit is None or (found[2] and int(found[2]) == 0):
+        raise wrong('a rate like "100/15m" or "600/h", or "unlimited"', value)
+    return Rate(float(found[1]), float(unit * int(found[2] or 1)))
+
+
+def _write_rate(value: object) -> str:
+    assert isinstance(value, Rate)
+    if math.isinf(value.count):
+        return '"unlimited"'
+    unit, seconds = next((unit, size) for unit, size in DURATION_UNITS.items() if unit != "w" and value.period % size == 0)
+    multiple = int(value.period) // seconds
+    return f'"{int(value.count)}/{multiple if multiple > 1 else ""}{unit}"'
+
+
+def size(least: int = 0) -> Kind:
+    """A number of bytes: `250M`, powers of 1024, or a whole number."""
+
+    def read(value: object) -> int:
+        found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+        result = int(found[1]) * SIZE_UNITS[found[2].lower()] if found else value
+        if isinstance(result, bool) or not isinstance(result, int) or not least <= result <= SIZE_UNITS["t"] * 2**20:
+            raise wrong('a size like "250M"' + (" above zero" if value in (0, "0b") else ""), value)
+        return result
+
+    return Kind(read, _write_size)
+
+
+def _write_size(value: object) -> str:
+    assert isinstance(value, int)
+    unit, bytes_ = next((unit, bytes_) for unit, bytes_ in SIZE_UNITS.items() if value % bytes_ == 0)
+    return f'"{value // bytes_}{unit.upper()}"' if value else "0"
+
+
+def _domain_name(text: str) -> str:
+    """A domain as A-labels in lower case, as the queue folders have it."""
+    if text[:1] == "[":
+        raise BadValue("an address literal cannot stand here")
+    try:
+        return address.split(f"x@{text}")[2]
+    except address.NotAnAddress as error:
+        raise BadValue(str(error)) from None
+
+
+def read_host_name(value: object) -> str:
+    expected = 'a host name like "mta.example.com"'
+    if not isinstance(value, str):
+        raise wrong(expected, value)
+    try:
+        return _domain_name(value)
+    except BadValue as error:
+        raise BadValue(f"expected {expected}, got {shown(value)}: {error}") from None
+
+
+def read_pattern(text: str) -> str:
+    """A domain pattern, normalised: `*`, `example.com`, `*.example.com`, `[*.]example.com`."""
+    if text == "*":
+        return text
+    prefix = next((prefix for prefix in ("[*.]", "*.") if text.startswith(prefix)), "")
+    try:
+        return prefix + _domain_name(text[len(prefix) :])
+    except BadValue as error:
+        forms = '"*", "example.com", "*.example.com" (its subdomains) or "[*.]example.com" (both)'
+        raise BadValue(f"expected a domain pattern, {forms}: {error}") from None
+
+
+def read_name(text: str) -> str:
+    """The name of a VMTA or source: it becomes a folder, so it may not hide or climb."""
+    if not _NAME.fullmatch(text):
+        raise BadValue(
+            f"a name is 1 to 32 characters of a-z, 0-9, '.', '_' and '-', and the first is no dot, got {shown(text)}"
+        )
+    return text
+
+
+def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return None if "%" in text else ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _read_port(text: str) -> int | None:
+    port = int(text) if _PORT.fullmatch(text) else 0
+    return port if 1 <= port <= 65_535 else None
+
+
+def _read_source_host(value: object) -> SourceHost:
+    expected = 'an address and a name, like "192.0.2.10 news.example.com", or the address alone'
+    words = value.split() if isinstance(value, str) else []
+    if not 1 <= len(words) <= 2:
+        raise wrong(expected, value)
+    ip = _ip(words[0])
+    if ip is None:
+        if len(words) == 2 and _ip(words[1]):
+            raise BadValue(f'the address stands first: write "{words[1]} {words[0]}"')
+        if "/" in words[0]:
+            raise BadValue(f"a network cannot stand here, list its addresses one by one, got {shown(value)}")
+        raise wrong(expected, value)
+    return SourceHost(str(ip), read_host_name(words[1]) if len(words) == 2 else "")
+
+
+def _read_nameserver(value: object) -> str:
+    expected = 'an address like "127.0.0.1", "127.0.0.1:53" or "[2001:db8::1]:53"'
+    if not isinstance(value, str):
+        raise wrong(expected, value)
+    if ip := _ip(value):
+        host, port = str(ip), 53
+    else:
+        text, _, after = value.rpartition(":")
+        if value.endswith("]"):
+            text, after = value, "53"
+        is_bracketed = text[:1] == "[" and text[-1:] == "]"
+        ip = _ip(text[1:-1] if is_bracketed else text)
+        number_ = _read_port(after)
+        if ip is None or number_ is None or is_bracketed != (ip.version == 6):
+            raise wrong(expected, value)
+        host, port = str(ip), number_
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _read_host(value: object) -> Host:
+    expected = 'a host like "mx.example.com", "mx.example.com:2525", "[192.0.2.1]:2525" or "[IPv6:2001:db8::1]"'
+    if not isinstance(value, str):
+        raise wrong(expected, value)
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]+)(?::([^:]*))?", value)
+    port = _read_port(found[2]) if found and found[2] is not None else 0
+    if found is None:
+        raise wrong(expected, value)
+    if port is None:
+        raise BadValue(f"expected a port from 1 to 65535 behind the colon, got {shown(value)}")
+    if found[1][0] != "[":
+        return Host(read_host_name(found[1]), port)
+    inside = found[1][1:-1]
+    ip = _ip(inside[5:] if inside[:5].lower() == "ipv6:" else inside)
+    if ip is None:
+        raise wrong(expected, value)
+    return Host(str(ip), port)
+
+
+def _read_hosts(value: object) -> tuple[tuple[Host, ...], ...]:
+    """Preference levels: the hosts of a list are one level, each list within it the next one."""
+    if not isinstance(value, list):
+        raise wrong('a list of hosts like ["mx.example.com", "[192.0.2.1]:2525"]', value)
+    level: list[Host] = []
+    deeper: list[tuple[Host, ...]] = []
+    for item in value:
+        if not isinstance(item, list):
+            if deeper:
+                raise BadValue(f"{shown(item)} stands behind a list: put it before the lists, or into one of them")
+            level.append(_read_host(item))
+        elif not item:
+            raise BadValue("a preference level is an empty list")
+        else:
+            deeper += _read_hosts(item)
+    return ((tuple(level),) if level else ()) + tuple(deeper)
+
+
+def _write_hosts(value: object) -> str:
+    assert isinstance(value, tuple)
+    if not value:
+        return "[]"
+    first, *others = [[_write_host(host) for host in level] for level in value]
+    return toml([*first, *others])
+
+
+def _write_host(host: Host) -> str:
+    name = host.name
+    if ip := _ip(name):
+        name = f"[IPv6:{name}]" if ip.version == 6 else f"[{name}]"
+    return f"{name}:{host.port}" if host.port else name
+
+
+TEXT = Kind(_read_text)
+USER = Kind(_read_user)
+FLAG = Kind(_read_flag)
+HOST_NAME = Kind(read_host_name)
+RATE = Kind(_read_rate, _write_rate)
+SCHEDULE = Kind(_read_schedule, _write_schedule)
+PORT = number(25, 1, 65_535)
+HOSTS = Kind(_read_hosts, _write_hosts)
+TEXTS = Kind(listed(_read_text, '["vmta.d/*.toml"]', is_empty_allowed=True))
+NAMES = Kind(listed(_read_text, '["bulk", "news"]'))
+SOURCE_HOSTS = Kind(listed(_read_source_host, '["192.0.2.10 news.example.com"]'))
+NAMESERVERS = Kind(listed(_read_nameserver, '["127.0.0.1:53"]', is_empty_allowed=True))
+

@@ -1,0 +1,711 @@
+"""The delivery process of one VMTA: performs what the scheduler decides, in turns of one event loop.
+
+A turn: write what the last one learned (accounting rows, then journal lines, one write each), do the removals a sync
+has made safe, ask the scheduler, perform its actions. Replies, lost connections, hints and timers ask for a turn.
+All decisions about mail are elsewhere: `schedule` (when, where), `verdict` (what an answer means), `policy` (limits).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from spoolmta import accounting, disk, entry, message, record, schedule, verdict
+from spoolmta.control import SCAN, HintReader
+from spoolmta.errors import SpoolError
+from spoolmta.model import (
+    Answer,
+    Config,
+    DomainPolicy,
+    Failure,
+    FailureKind,
+    Host,
+    Outcome,
+    Recipient,
+    Reply,
+    SourceHost,
+    Stage,
+    Struct,
+    Vmta,
+)
+from spoolmta.policy import PolicyTable
+from spoolmta.resolver import Resolver, Unroutable
+from spoolmta.schedule import Scheduler
+from spoolmta.shared import Cell, Page, Row
+from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet, transaction
+from spoolmta.spool.layout import Layout
+from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition
+from spoolmta.transport import Connection, connect
+
+log = logging.getLogger("spoolmta")
+
+SYNC_AFTER_NS = 250_000_000
+"""A removal that has waited this long for somebody's sync makes its own (design, section 3)."""
+RESCAN = 60.0
+DRAIN = 30.0
+MAX_CONNECTS = 10
+
+_COUNTED = {
+    Outcome.DELIVERED: Cell.DELIVERED,
+    Outcome.BOUNCED: Cell.BOUNCED,
+    Outcome.EXPIRED: Cell.EXPIRED,
+    None: Cell.DEFERRED,
+}
+
+
+class SiteState(Struct):
+    """What a site's failures leave behind for the next process."""
+
+    failures: int
+    blocked_until: float
+    reason: str
+
+
+class State(Struct):
+    """`state/<vmta>`: when the process wants to be woken (Unix seconds, 0 for never), and its sites' failures."""
+
+    wake: float = 0.0
+    sites: dict[str, SiteState] = {}
+
+
+def load_state(layout: Layout, vmta: str) -> State:
+    """The state a process left; an unreadable one counts as none (the queue itself is on disk)."""
+    try:
+        with open(layout.state(vmta), "rb") as file:
+            return msgspec.json.decode(file.read(), type=State)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return State()
+
+
+class Lane:
+    """A session as the process sees it: its connection, where it goes, what it carries."""
+
+    __slots__ = (
+        "address",
+        "answers",
+        "capabilities",
+        "connection",
+        "domain",
+        "host",
+        "loaded",
+        "name",
+        "number",
+        "size",
+        "source",
+        "task",
+        "unsent",
+    )
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.connection: Connection | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.host = ""
+        self.address = ""
+        self.source = ""
+        self.capabilities = Capabilities()
+        self.domain = ""
+        self.name = ""
+        self.loaded: Loaded | None = None
+        self.unsent: list[Recipient] = []
+        self.answers: list[Answer] = []
+        self.size = 0
+
+
+class Delivery:
+    """One VMTA's process. `page` and `row` are where it is seen; `hints` is its FIFO."""
+
+    def __init__(self, config: Config, vmta: str, layout: Layout, page: Page, row: Row, hints: int) -> None:
+        self._page, self._row, self._layout = page, row, layout
+        self._config = config
+        self._vmta: Vmta = config.vmtas[vmta]
+        self._policies = PolicyTable(config, vmta)
+        self._policy_cache: dict[str, DomainPolicy] = {}
+        self._hints = HintReader(hints)
+        self._partition = Partition(layout, vmta)
+        self._log = accounting.Log(config.acct_files, page, row)
+        self._clock, self._queued_clock = accounting.Clock(), accounting.Clock()
+        self._committer = disk.Committer(layout.root)
+        self._shares_sync = self._log.lies_on(os.stat(layout.root).st_dev)
+        self._scheduler = Scheduler(self._vmta.max_smtp_out)
+        self._lanes: dict[int, Lane] = {}
+        self._loop = asyncio.get_running_loop()
+        self._chance = random.Random()
+        self._resolver = Resolver(config.nameservers, self._chance)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = self._loop.create_future()
+        # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
+        self._wall = time.time() - time.monotonic()
+        self._turn_requested = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._sync_timer: asyncio.TimerHandle | None = None
+        self._next_source = 0
+        self._scan_wanted = True
+        self._active_at = self._now()
+        self._is_leaving = False
+
+    def _policy(self, domain: str) -> DomainPolicy:
+        policy = self._policy_cache.get(domain)
+        if policy is None:
+            if len(self._policy_cache) > 100_000:
+                self._policy_cache.clear()
+            policy = self._policy_cache[domain] = self._policies.resolve(domain, domain)
+        return policy
+
+    def _now(self) -> float:
+        return time.monotonic() + self._wall
+
+    # The life of the process
+
+    async def run(self, is_orphan: Callable[[], bool]) -> None:
+        """Work until told to stop, until the parent is gone, or until there has been no mail for sleep-after."""
+        loop = self._loop
+        loop.set_exception_handler(
+            lambda _, context: self._fail(context.get("exception") or RuntimeError(context["message"]))
+        )
+        loop.add_reader(self._hints.descriptor, self._read_hints)
+        loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen)
+        state = load_state(self._layout, self._vmta.name)
+        self._scheduler.remember({k: (s.failures, s.blocked_until, s.reason) for k, s in state.sites.items()})
+        self._scan()
+        self._partition.forget_settled()
+        self._request_turn()
+        housekeeping = loop.create_task(self._keep_house(is_orphan))
+        try:
+            await self._stopped
+        finally:
+            housekeeping.cancel()
+            self._close()
+
+    async def _keep_house(self, is_orphan: Callable[[], bool]) -> None:
+        """What is not driven by mail: the parent's life, the slow scan, falling asleep."""
+        interval = max(0.05, min(1.0, self._config.sleep_after / 2))
+        last_scan = self._now()
+        while True:
+            await asyncio.sleep(interval)
+            if is_orphan():
+                self.leave(True)
+                return
+            now = self._now()
+            if now - last_scan > RESCAN:
+                last_scan = now
+                self._scan_wanted = True
+                self._partition.tend_journal()
+                self._request_turn()
+            if self._is_idle() and now - self._active_at > self._config.sleep_after:
+                self.leave(False)
+                return
+            if self._partition.waiting_since is not None or self._partition.is_dirty or self._log.is_dirty:
+                self._request_turn()
+
+    def _is_idle(self) -> bool:
+        return (
+            not self._lanes
+            and not self._partition.is_dirty
+            and self._partition.waiting_since is None
+            and self._scheduler.next_due() > self._now() + self._config.sleep_after
+        )
+
+    def leave(self, is_orphan: bool) -> None:
+        """Stop: begin nothing new, finish what is under way. An orphan drops what has not sent its final dot: it may be
+        sent by its successor, and nothing of it has happened yet."""
+        if self._is_leaving:
+            return
+        self._is_leaving = True
+        self._scheduler.drain()
+        for task in list(self._tasks):
+            task.cancel()
+        for lane in list(self._lanes.values()):
+            is_opening = lane.task is not None and not lane.task.done()
+            if (
+                is_opening
+                or is_orphan
+                and not (lane.connection and lane.connection.is_busy and lane.connection.stage is Stage.EOD)
+            ):
+                self._abandon(lane)
+        self._loop.call_later(DRAIN, self._give_up)
+        self._request_turn()
+
+    def _give_up(self) -> None:
+        for lane in list(self._lanes.values()):
+            self._abandon(lane)
+        self._request_turn()
+
+    def _abandon(self, lane: Lane) -> None:
+        if lane.connection is not None:
+            lane.connection.abort()
+        if lane.task is not None:
+            lane.task.cancel()
+        self._lanes.pop(lane.number, None)
+
+    def _close(self) -> None:
+        try:
+            self._write()
+            if self._partition.waiting_since is not None:
+                self._partition.reap(self._sync())
+        except SpoolError as error:
+            log.error("%s", error)
+        states = {k: SiteState(*s) for k, s in self._scheduler.states().items()}
+        due = self._scheduler.next_due()
+        state = State(0.0 if due == math.inf else due, states)
+        disk.replace(self._layout.state(self._vmta.name), msgspec.json.encode(state))
+        self._log.close()
+        self._partition.close()
+        self._committer.close()
+
+    def reconfigure(self, config: Config) -> None:
+        """A new configuration, between two turns. Connections stay; limits hold from now on."""
+        self._config = config
+        self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
+        self._policies = PolicyTable(config, self._vmta.name)
+        self._policy_cache.clear()
+        self._log.reconfigure(config.acct_files)
+        self._resolver = Resolver(config.nameservers, self._chance)
+        policies = {key: self._policy(key) for key in self._scheduler.sites}
+        self._scheduler.reconfigure(self._vmta.max_smtp_out, policies)
+        self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
+        self._request_turn()
+
+    def _reopen(self) -> None:
+        try:
+            self._log.flush()
+        except SpoolError as error:
+            log.error("%s", error)
+
+    # Turns
+
+    def _request_turn(self) -> None:
+        if not self._turn_requested:
+            self._turn_requested = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_requested = False
+        self._write()
+        if self._scan_wanted and self._scheduler.size == 0:
+            self._scan()
+        actions, wake = self._scheduler.step(self._now())
+        for action in actions:
+            self._perform(action)
+        self._row[Cell.QUEUED] = self._partition.known
+        self._row[Cell.CONNECTIONS] = len(self._lanes)
+        if actions:
+            self._active_at = self._now()
+        if self._is_leaving and not self._lanes and not self._stopped.done() and not self._turn_requested:
+            self._write()
+            self._stopped.set_result(None)
+        self._wake_at(wake)
+
+    def _wake_at(self, wake: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if wake < math.inf:
+            self._timer = self._loop.call_later(max(0.001, wake - self._now()), self._request_turn)
+
+    def _write(self) -> None:
+        """Account, then journal, then remove."""
+        try:
+            if self._log.is_dirty:
+                self._log.flush()
+            if self._partition.is_dirty:
+                self._partition.flush()
+        except SpoolError as error:
+            # A full disk: nothing more is removed, the rows and lines wait, and are written when there is room.
+            if not self._row[Cell.TROUBLE]:
+                log.error("%s; waiting for room", error)
+            self._row[Cell.TROUBLE] = 1
+            self._loop.call_later(1.0, self._request_turn)
+            return
+        self._row[Cell.TROUBLE] = 0
+        since = self._partition.waiting_since
+        if since is None:
+            return
+        synced = self._page.synced if self._shares_sync else 0
+        if synced <= since and time.monotonic_ns() - since > SYNC_AFTER_NS:
+            synced = self._sync()
+        if synced > since:
+            self._partition.reap(synced)
+        if self._partition.waiting_since is not None and self._sync_timer is None:
+            self._sync_timer = self._loop.call_later(0.26, self._on_sync_timer)
+
+    def _on_sync_timer(self) -> None:
+        self._sync_timer = None
+        self._request_turn()
+
+    def _sync(self) -> int:
+        """Make the journal and the rows durable ourselves; everybody else gains from it too."""
+        began = self._committer.sync()
+        if self._shares_sync:
+            self._page.publish_sync(began)
+        else:
+            self._log.sync()
+        return began
+
+    # Mail coming in
+
+    def _read_hints(self) -> None:
+        hints = self._hints.read()
+        now = self._now()
+        for hint in hints:
+            if hint == SCAN:
+                self._scan_wanted = True
+                continue
+            parts = hint.split("/")
+            if len(parts) == 3:
+                self._add(parts[0], parts[2], now)
+        if hints:
+            self._active_at = now
+            self._request_turn()
+
+    def _scan(self) -> None:
+        self._scan_wanted = False
+        now = self._now()
+        for domain, name, due in self._partition.scan():
+            self._scheduler.add(domain, name, due, now)
+
+    def _add(self, domain: str, name: str, now: float) -> None:
+        due = self._partition.add(domain, name)
+        if due is not None:
+            self._scheduler.add(domain, name, due, now)
+
+    # Performing actions
+
+    def _perform(self, action: schedule.Action) -> None:
+        if isinstance(action, schedule.Assign):
+            self._assign(self._lanes[action.session], action.domain, action.name)
+        elif isinstance(action, schedule.Open):
+            lane = self._lanes[action.session] = Lane(action.session)
+            lane.task = self._start(self._open(lane, action.site, action.domain))
+        elif isinstance(action, schedule.Close):
+            lane = self._lanes.pop(action.session)
+            if lane.connection is not None:
+                lane.connection.quit()
+        elif isinstance(action, schedule.Locate):
+            self._start(self._locate(action.domain))
+        elif isinstance(action, schedule.Reject):
+            self._settle_all(action.domain, action.name, Answer(Stage.RESOLVE, action.failure))
+        else:
+            self._settle_all(action.domain, action.name, Answer(Stage.RESOLVE, record.expired(action.reason)))
+
+    def _start(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        return task
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """A defect of ours, or a disk that failed a sync. Better to die and be restarted than to hold mail for ever, or
+        to remove what may not be safe; nothing is lost."""
+        if not self._stopped.done():
+            self._stopped.set_exception(error)
+
+    async def _locate(self, domain: str) -> None:
+        policy = self._policy(domain)
+        try:
+            route = await self._resolver.route(domain, policy)
+        except Unroutable as error:
+            self._unroutable(domain, policy, error)
+        else:
+            self._scheduler.located(domain, route.site, policy, self._now())
+        self._request_turn()
+
+    def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:
+        judged = verdict.judge(Answer(Stage.RESOLVE, error.failure))
+        now = self._now()
+        if judged.outcome is not None:
+            self._scheduler.condemned(domain, error.failure, now + error.retry_in)
+            return
+        pause = max(error.retry_in, policy.retry_after[0])
+        self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)
+        self._write_queue_row(error.failure, Lane(0), domain)
+
+    async def _open(self, lane: Lane, site: str, domain: str) -> None:
+        """Connect and say EHLO to the first host that lets us; the scheduler hears how it went."""
+        policy = self._policy(domain)
+        failure: Reply | Failure = Failure(FailureKind.NO_HOST, f"no usable host for {domain}")
+        try:
+            route = await self._resolver.route(domain, policy)
+            tries = 0
+            for host in route.hosts:
+                addresses = await self._resolver.addresses(host.name, self._families())
+                if isinstance(addresses, Failure):
+                    failure = addresses
+                    continue
+                for address in addresses:
+                    tries += 1
+                    if tries > MAX_CONNECTS:
+                        break
+                    result = await self._try_host(lane, host, address, policy)
+                    if result is None:
+                        self._scheduler.opened(lane.number, self._now())
+                        self._request_turn()
+                        return
+                    failure = result
+        except Unroutable as error:
+            failure = error.failure
+        self._lanes.pop(lane.number, None)
+        ours = isinstance(failure, Failure) and failure.kind is FailureKind.LOCAL
+        if self._scheduler.open_failed(lane.number, self._now(), str(failure), ours=ours):
+            self._write_queue_row(failure, lane, site)
+            if ours:
+                log.warning("%s: %s (mail for %s waits)", self._vmta.name, failure, site)
+        self._request_turn()
+
+    async def _try_host(self, lane: Lane, host: Host, address: str, policy: DomainPolicy) -> Reply | Failure | None:
+        """One address of one host; None when the session is ready."""
+        source = self._choose_source(address)
+        lane.host, lane.address, lane.source = host.name, address, source.address
+        connection = Connection(self._loop, _timeouts(policy), lambda: self._on_lost(lane))
+        finished: asyncio.Future[Any] = self._loop.create_future()
+        try:
+            port = host.port or policy.default_smtp_port
+            lane.source = await connect(self._loop, connection, address, port, source.address, policy.connect_timeout)
+        except WireError as error:
+            return error.failure
+        lane.connection = connection
+        ehlo_name = source.host_name or self._vmta.host_name or self._config.host_name
+        connection.run(greet(ehlo_name), finished.set_result)
+        try:
+            result = await finished
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        if isinstance(result, Refused):
+            connection.quit()
+            lane.connection = None
+            return result.answer.result
+        lane.capabilities = result
+        return None
+
+    def _choose_source(self, address: str) -> SourceHost:
+        """The VMTA's addresses take turns, per connection, within the family of the destination."""
+        wants_v6 = ":" in address
+        fitting = [host for host in self._vmta.source_hosts if (":" in host.address) == wants_v6]
+        if not fitting:
+            return SourceHost("")
+        self._next_source += 1
+        return fitting[self._next_source % len(fitting)]
+
+    def _families(self) -> frozenset[int]:
+        """The IP versions this VMTA can send from; without addresses of its own, whatever the system has."""
+        if not self._vmta.source_hosts:
+            return frozenset((4, 6))
+        return frozenset(6 if ":" in host.address else 4 for host in self._vmta.source_hosts)
+
+    def _on_lost(self, lane: Lane) -> None:
+        if self._lanes.pop(lane.number, None) is not None:
+            self._scheduler.lost(lane.number)
+            self._request_turn()
+
+    # One message
+
+    def _load(self, domain: str, name: str) -> Loaded | None:
+        """The entry, or None if there is nothing to send now: it was quarantined, is gone, or must wait."""
+        try:
+            return self._partition.load(domain, name)
+        except NotReady:
+            now = self._now()
+            self._scheduler.add(domain, name, now + 1.0, now)
+        except Gone as gone:
+            if gone.reason:
+                log.error("%s/%s/%s: %s; moved to corrupt/", self._vmta.name, domain, name, gone.reason)
+                self._row.add(Cell.QUARANTINED, gone.recipients)
+        except OSError as error:
+            log.error("%s/%s/%s: %s; trying again in a minute", self._vmta.name, domain, name, error)
+            now = self._now()
+            self._scheduler.add(domain, name, now + 60.0, now)
+        self._request_turn()
+        return None
+
+    def _assign(self, lane: Lane, domain: str, name: str) -> None:
+        loaded = self._load(domain, name)
+        if loaded is not None and not loaded.recipients:
+            self._partition.remove(domain, name)
+            loaded = None
+        if loaded is None or lane.connection is None:
+            self._scheduler.finished(lane.number, self._now(), delivered=False, reusable=lane.connection is not None)
+            self._request_turn()
+            return
+        lane.domain, lane.name, lane.loaded = domain, name, loaded
+        lane.unsent, lane.answers = loaded.recipients, []
+        self._send(lane)
+
+    def _send(self, lane: Lane) -> None:
+        """The next transaction of the lane's message: as many recipients as one may carry."""
+        loaded, connection = lane.loaded, lane.connection
+        assert loaded is not None
+        assert connection is not None
+        limit = self._policy(lane.domain).max_rcpt_per_transaction
+        now, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
+        content = message.content(loaded.data, loaded.parsed)
+        lane.size = len(content)
+        envelope = loaded.parsed.envelope
+        dialogue = transaction(envelope.sender, now, content, lane.capabilities, ret=envelope.ret, envid=envelope.envid)
+        connection.run(dialogue, lambda result: self._on_result(lane, result))
+
+    def _on_result(self, lane: Lane, result: Result) -> None:
+        lane.answers += result.answers
+        if lane.unsent and result.reusable and not self._is_leaving:
+            self._send(lane)
+            return
+        last = lane.answers[-1]
+        if lane.unsent:
+            failure = Failure(FailureKind.LOST, "the session ended before this recipient's turn")
+            lane.answers += [Answer(Stage.RCPT, failure)] * len(lane.unsent)
+        loaded, lane.loaded = lane.loaded, None
+        assert loaded is not None
+        delivered = self._settle(lane, loaded, lane.answers)
+        if not result.reusable:
+            self._lanes.pop(lane.number, None)
+            if lane.connection is not None:
+                lane.connection.quit()
+        fresh = self._scheduler.finished(
+            lane.number, self._now(), delivered=delivered, reusable=result.reusable, reason=str(last.result)
+        )
+        if fresh:
+            log.info("%s/%s: %s", lane.domain, self._vmta.name, last.result)
+        self._request_turn()
+
+    def _settle(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> bool:
+        """Rows, journal lines and the entry's next state for one answer per recipient; True if any was delivered."""
+        attempt = self._attempt(lane, loaded)
+        done: list[Recipient] = []
+        delivered = False
+        for recipient, answer in zip(loaded.recipients, answers, strict=True):
+            judged = verdict.judge(answer)
+            self._log.write(record.recipient_row(attempt, recipient, answer, judged))
+            self._row.add(_COUNTED[judged.outcome], 1)
+            if judged.outcome is not None:
+                self._partition.settle(loaded, recipient, judged.outcome)
+                done.append(recipient)
+                delivered = delivered or judged.outcome is Outcome.DELIVERED
+        if delivered:
+            self._row.add(Cell.BYTES, attempt.size)
+        self._row.add(Cell.MESSAGES, 1)
+        if len(done) == len(loaded.recipients):
+            self._partition.remove(lane.domain, lane.name)
+        else:
+            self._defer(lane.domain, lane.name, loaded, done)
+        return delivered
+
+    def _defer(self, domain: str, name: str, loaded: Loaded, done: list[Recipient]) -> None:
+        policy = self._policy(domain)
+        now = self._now()
+        expires = entry.received(name) + policy.bounce_after
+        due = schedule.next_due(policy.retry_recipients_after, loaded.name.attempts + 1, now, expires)
+
+        def again(new_name: str) -> None:
+            self._scheduler.add(domain, new_name, due, self._now())
+            self._request_turn()
+
+        self._partition.defer(domain, name, math.ceil(due), done, again)
+
+    def _settle_all(self, domain: str, name: str, answer: Answer) -> None:
+        """Settle an entry without a connection: its domain takes no mail, or its time is over."""
+        loaded = self._load(domain, name)
+        if loaded is not None:
+            lane = Lane(0)
+            lane.domain, lane.name = domain, name
+            self._settle(lane, loaded, [answer] * len(loaded.recipients))
+            self._request_turn()
+
+    def _attempt(self, lane: Lane, loaded: Loaded) -> record.Attempt:
+        envelope, name = loaded.parsed.envelope, loaded.name
+        return record.Attempt(
+            self._clock.text(time.time()),
+            self._queued_clock.text(entry.received(name.id)),
+            envelope.sender,
+            name.source or "pickup",
+            "",
+            lane.source,
+            lane.host,
+            lane.address,
+            lane.capabilities.listing,
+            lane.size,
+            self._vmta.name,
+            envelope.job if name.job != "0" else "",  # intake has decided whether x-job counts
+            envelope.envid,
+            f"{lane.domain}/{self._vmta.name}",
+            name.pool,
+            name.id,
+            name.attempts + 1,
+        )
+
+    def _write_queue_row(self, result: Reply | Failure, lane: Lane, site: str) -> None:
+        queue = f"{site}/{self._vmta.name}"
+        logged = self._clock.text(time.time())
+        self._log.write(record.queue_row(logged, result, lane.host, lane.source, lane.address, self._vmta.name, queue))
+        self._request_turn()
+
+
+def _timeouts(policy: DomainPolicy) -> dict[Stage, float]:
+    """Seconds to wait at each stage: RFC 5321 section 4.5.3.2 where no directive says otherwise."""
+    return {
+        Stage.GREETING: policy.smtp_greeting_timeout,
+        Stage.EHLO: 300.0,
+        Stage.MAIL: 300.0,
+        Stage.RCPT: 300.0,
+        Stage.DATA: 120.0,
+        Stage.EOD: policy.data_send_timeout + policy.smtp_data_termination_timeout,
+    }
+
+
+def run(
+    config: Config,
+    vmta: str,
+    layout: Layout,
+    page: Page,
+    row: Row,
+    hints: int,
+    reload: Callable[[], Config],
+    is_orphan: Callable[[], bool],
+) -> None:
+    """The process: takes over the VMTA's queue (waiting for a dying predecessor to let go) and works on it.
+    SIGHUP: `reload` gives the new configuration."""
+
+    async def main() -> None:
+        delivery = Delivery(config, vmta, layout, page, row, hints)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: delivery.reconfigure(reload()))
+        await delivery.run(is_orphan)
+
+    gc.set_threshold(10_000, 50, 50)
+    while not _can_lock(layout, vmta):
+        if is_orphan():
+            return
+        time.sleep(0.02)
+    if config.event_loop == "uvloop":
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    else:
+        with asyncio.Runner() as runner:
+            runner.run(main())
+
+
+def _can_lock(layout: Layout, vmta: str) -> bool:
+    path = f"{layout.queue}/{vmta}"
+    os.makedirs(path, exist_ok=True)
+    lock = disk.lock_folder(path)
+    if lock is None:
+        return False
+    os.close(lock)
+    return True

@@ -1,0 +1,252 @@
+"""The one door to durability: the only `fsync`, `rename`, `link` and `flock` in the program.
+
+What holds on ext4 and xfs (measured by copying the block device under a mounted filesystem):
+
+* a name given *before* a sync is there after it; a name given *after* the sync is not;
+* metadata operations reach the disk in the order in which they were made, so a later name never
+  survives a power cut that an earlier one did not;
+* a removal that was not synced comes back.
+
+So: give the final name, then sync once for many files (`Committer.sync`, 4 ms for 64 files against
+1 ms for each file alone), and remove only what an earlier sync has made unnecessary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import time
+
+from spoolmta.errors import SpoolError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_FALLOC_FL_KEEP_SIZE = 1
+
+GUARDED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Flags to open a file somebody else put there: no symlink is followed, a FIFO does not hang."""
+
+
+def rename(source: str, target: str) -> None:
+    """Rename without ever replacing: FileExistsError if `target` is there (rename(2) would silently drop it, and
+    does nothing at all when both are links of one inode). Falls back to link and unlink where the filesystem
+    has no RENAME_NOREPLACE (NFS)."""
+    if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code == errno.EINVAL:
+        os.link(source, target)
+        os.unlink(source)
+        return
+    raise OSError(code, os.strerror(code), source, None, target)
+
+
+def link(source: str, target: str) -> None:
+    """A second name for the same bytes; FileExistsError if `target` is there."""
+    os.link(source, target)
+
+
+def remove(path: str) -> None:
+    """Remove a name that may be gone already."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+class Committer:
+    """Group commit. One descriptor is held for life, because `syncfs` reports a write-back error only to
+    descriptors that were open before it happened."""
+
+    def __init__(self, directory: str) -> None:
+        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def sync(self) -> int:
+        """Make durable everything done on the filesystem before this call.
+
+        Returns the monotonic time in nanoseconds at which the sync began: what was written before it is safe.
+        Raises SpoolError when the disk failed; the same files must then never be synced again (the kernel has
+        marked their pages clean), they are written anew.
+        """
+        began = time.monotonic_ns()
+        if _libc.syncfs(self._descriptor) != 0:
+            code = ctypes.get_errno()
+            raise SpoolError(f"the disk failed to make the spool durable: {os.strerror(code)}")
+        return began
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def lock_folder(path: str) -> int | None:
+    """Take the exclusive lock of a folder; the descriptor that holds it, or None if somebody else does."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def lock_process(path: str) -> int | str:
+    """Take the lock that one process holds for itself and not for its children (an fcntl lock: fork does not
+    inherit it, as it would a flock). Returns the descriptor, or the text the holder left in the file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        text = os.read(descriptor, 200).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        return text
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def is_open_for_writing(descriptor: int) -> bool:
+    """Whether anybody has the file open for writing: a read lease is refused then (fcntl(2), 4.5 microseconds).
+
+    On False the lease is held until the descriptor is closed, so nobody can open the file for writing between
+    this answer and the rename that takes it. Where leases do not exist (NFS), the answer is False.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    return False
+
+
+def preallocate(descriptor: int, ahead: int) -> None:
+    """Reserve `ahead` bytes behind the end of an append-only file, its length unchanged, so that a full disk
+    neither stops nor tears what must still be written. Filesystems without fallocate are left as they are."""
+    _fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, os.fstat(descriptor).st_size, ahead)
+
+
+class AppendFile:
+    """A file that is only appended to, whole lines with one `write` each. Reserves space ahead of itself."""
+
+    def __init__(self, path: str, reserve: int = 65536, mode: int = 0o640) -> None:
+        self.path = path
+        self._reserve = reserve
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
+        self._reserved = 0
+        self._rest = b""
+
+    def cut_partial_line(self) -> None:
+        """Drop a last line without its end, which a crash in the middle of a write leaves. Only for the owner."""
+        size = os.fstat(self._descriptor).st_size
+        position = size
+        while position > 0:
+            start = max(0, position - 4096)
+            found = os.pread(self._descriptor, position - start, start).rfind(b"\n")
+            if found >= 0:
+                position = start + found + 1
+                break
+            position = start
+        if position != size:
+            os.ftruncate(self._descriptor, position)
+
+    def append(self, lines: bytes) -> None:
+        """Append whole lines. What a full disk did not take is kept and written first next time.
+        Raises SpoolError when nothing more could be written."""
+        if self._reserved < len(lines):
+            preallocate(self._descriptor, self._reserve + len(lines))
+            self._reserved = self._reserve + len(lines)
+        data = self._rest + lines
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError as error:
+            self._rest = data
+            raise SpoolError(f"cannot write {self.path}: {error.strerror}") from error
+        self._reserved -= written
+        self._rest = data[written:]
+        if self._rest:
+            raise SpoolError(f"cannot write {self.path}: No space left on device")
+
+    def sync(self) -> None:
+        """Make what was appended durable. Raises SpoolError."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise SpoolError(f"cannot sync {self.path}: {error.strerror}") from error
+
+    @property
+    def has_rest(self) -> bool:
+        return bool(self._rest)
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def write_new(path: str, data: bytes, mode: int = 0o640) -> None:
+    """Write a file that must not exist yet; checks every write. Not synced: the group commit does that."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError:
+        os.close(descriptor)
+        remove(path)
+        raise
+    os.close(descriptor)
+
+
+def replace(path: str, data: bytes, mode: int = 0o640) -> None:
+    """Replace a small state file: after a crash it is the old one or the new one, whole (write, sync, rename,
+    sync of the folder)."""
+    temporary = f"{path}.{os.getpid()}.new"
+    remove(temporary)
+    write_new(temporary, data, mode)
+    sync_path(temporary)
+    os.rename(temporary, path)
+    sync_path(os.path.dirname(path))
+
+
+def sync_path(path: str) -> None:
+    """fsync one file or folder by name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_regular(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
+
+
+def free(path: str) -> tuple[int, int]:
+    """Free bytes and inodes for us where `path` lies; a filesystem that does not count inodes reports plenty."""
+    status = os.statvfs(path)
+    inodes = status.f_favail if status.f_files else 1 << 62
+    return status.f_bavail * status.f_frsize, inodes
+
+
+def is_locked(path: str) -> bool:
+    """Whether a living process holds the lock of `lock_process`."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,516 @@
+"""The pickup process: finds dropped files, judges each where it lies, takes whole batches into the queue.
+
+The doorbell. watchdog costs 140 microseconds an event and says nothing when events are lost, so an event only wakes
+the process: it stops watching, scans and takes until three scans in a row find nothing, watches again and scans once
+more. (`os.scandir` costs 0.7 microseconds a name.) Where nothing can be watched, it scans every half second.
+
+Complete or not. A file that was renamed into the folder is complete. One that was created there may still be written:
+it is taken once nobody has it open for writing and it has been quiet for two seconds. The kernel tells the two apart:
+a watch for IN_CREATE alone, which droppers that rename never trigger and so never pay for, names what was created in
+place. The name is in the folder before the event only while the creator holds the folder's lock, so a scan followed by
+a read of the events knows of every name it saw.
+
+| a file is | what happens |
+|---|---|
+| whole and ours alone | claimed by one rename |
+| whole, but of another owner, and may not be taken over | copied |
+| a second hard link, empty, open for writing | given 60 seconds; then copied, refused, refused |
+| no message, for nobody, too large | to `bad/` with its reason |
+| no regular file, not readable | left alone, logged once |
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import signal
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from spoolmta import accounting, disk, message, policy, record
+from spoolmta.control import HintWriter
+from spoolmta.errors import MessageRefused, SpoolError
+from spoolmta.model import Config, Parsed, Source
+from spoolmta.shared import Cell, Page, Row
+from spoolmta.spool import intake
+from spoolmta.spool.intake import Acceptor, Claimed
+from spoolmta.spool.layout import Layout
+
+log = logging.getLogger("spoolmta")
+
+BATCH = 128
+"""Files to one sync: the larger, the cheaper each (64: 61 microseconds of sync a file) and the later the first."""
+BATCH_BYTES = 32 << 20
+GRACE = 60.0
+QUIET = 2.0
+CALM_SCANS = 3
+SLOW_SCAN = 15.0
+FULL_PAUSE = 1.0
+
+
+class CreateWatch:
+    """Names created in a folder (not renamed into it), by an inotify watch of our own for IN_CREATE only."""
+
+    _IN_CREATE = 0x100
+    _OVERFLOW = 0x4000
+
+    def __init__(self, folder: str) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor >= 0 and libc.inotify_add_watch(self._descriptor, os.fsencode(folder), self._IN_CREATE) < 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    @property
+    def works(self) -> bool:
+        return self._descriptor >= 0
+
+    def read(self) -> tuple[set[bytes], bool]:
+        """Names created since the last call, and whether some may be missing (then every young file is suspect)."""
+        names: set[bytes] = set()
+        overflow = not self.works
+        while self.works:
+            try:
+                data = os.read(self._descriptor, 1 << 18)
+            except BlockingIOError:
+                break
+            position = 0
+            while position < len(data):
+                _, mask, _, length = struct.unpack_from("iIII", data, position)
+                position += 16
+                names.add(data[position : position + length].rstrip(b"\0"))
+                overflow = overflow or bool(mask & self._OVERFLOW)
+                position += length
+        return names, overflow
+
+    def close(self) -> None:
+        if self.works:
+            os.close(self._descriptor)
+
+
+class _Bell(FileSystemEventHandler):
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        del event
+        self._ring()
+
+
+class Doorbell:
+    """Wakes the pickup process when something happens in its folders. An event is a hint to look, never the list."""
+
+    def __init__(self, folders: list[str]) -> None:
+        self._folders = folders
+        self._rung = threading.Event()
+        self._handler = _Bell(self._rung.set)
+        self._observer: object | None = None
+
+    def watch(self) -> bool:
+        """Begin to listen; False where the system cannot (then the caller scans by the clock)."""
+        self._rung.clear()
+        observer = Observer()
+        try:
+            for folder in self._folders:
+                observer.schedule(self._handler, folder)
+            observer.start()
+        except OSError as error:
+            log.warning("cannot watch the pickup folders (%s); scanning by the clock", error)
+            return False
+        self._observer = observer
+        return True
+
+    def wait(self, seconds: float) -> None:
+        self._rung.wait(seconds)
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    def ignore(self) -> None:
+        """Stop listening: in a storm of files nobody needs telling."""
+        observer, self._observer = self._observer, None
+        if isinstance(observer, threading.Thread):
+            observer.stop()  # type: ignore[attr-defined]
+            observer.join()
+
+
+class Folder:
+    """One pickup folder with what is remembered of the names in it that were not taken yet."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.path = source.pickup
+        self.watch = CreateWatch(source.pickup)
+        self.created: set[str] = set()
+        self.suspect_until = time.time() + QUIET
+        self.seen: dict[str, float] = {}
+        self.left: set[str] = set()
+        self.later: dict[str, float] = {}
+
+    def scan(self, now: float) -> list[str]:
+        """Names to look at now: `*.eml`, no leading dot, not left alone, not put off."""
+        try:
+            names = [name for name in os.listdir(self.path) if name.endswith(".eml") and not name.startswith(".")]
+        except FileNotFoundError:
+            self._make_anew()
+            return []
+        created, overflow = self.watch.read()
+        self.created.update(os.fsdecode(name) for name in created)
+        if overflow:
+            self.suspect_until = now + QUIET
+        if self.left or self.later or self.seen or self.created:
+            self._forget_all_but(set(names))
+        if not self.left and not self.later:
+            return names
+        return [name for name in names if name not in self.left and self.later.get(name, 0.0) <= now]
+
+    def _make_anew(self) -> None:
+        """Somebody removed the folder: make it again, as it was made first, and watch the new one."""
+        try:
+            os.mkdir(self.path, 0o750)
+            os.chmod(self.path, 0o2770)
+        except OSError as error:
+            log.error("the pickup folder %s is gone and cannot be made: %s", self.path, error.strerror)
+            return
+        self.watch.close()
+        self.watch = CreateWatch(self.path)
+
+    def _forget_all_but(self, names: set[str]) -> None:
+        self.left &= names
+        self.created &= names
+        self.seen = {name: since for name, since in self.seen.items() if name in names}
+        self.later = {name: until for name, until in self.later.items() if name in names}
+
+    def is_in_place(self, name: str, now: float) -> bool:
+        """Whether the file was, or may have been, created in the folder."""
+        return name in self.created or now < self.suspect_until
+
+    def put_off(self, name: str, until: float) -> None:
+        self.later[name] = until
+
+    def waited(self, name: str, since: float, now: float) -> float:
+        """Seconds for which a file has been unfit, counted from the last change to it that we know of."""
+        return now - max(self.seen.setdefault(name, now), since)
+
+
+class Pickup:
+    """Scans, judges, takes. One batch at a time; between batches it looks at the clock, the disk and the configuration."""
+
+    def __init__(self, config: Config, layout: Layout, page: Page, row: Row) -> None:
+        self._config, self._layout, self._page, self._row = config, layout, page, row
+        self._acceptor = Acceptor(layout, "pickup")
+        self._hints = HintWriter(layout.run)
+        self._log = accounting.Log(config.acct_files, page, row)
+        self._clock = accounting.Clock()
+        self._folders = [Folder(source) for source in config.sources.values() if source.pickup]
+        self._bell = Doorbell([folder.path for folder in self._folders])
+        self._leaving = False
+        self._new_config: Config | None = None
+        self._is_full = False
+
+    # The life of the process
+
+    def leave(self) -> None:
+        self._leaving = True
+        self._bell.ring()
+
+    def reconfigure(self, config: Config) -> None:
+        self._new_config = config
+        self._bell.ring()
+
+    def ring(self) -> None:
+        self._bell.ring()
+
+    def run(self, is_orphan: Callable[[], bool]) -> None:
+        """Work until told to stop or the parent is gone."""
+        self.recover()
+        self._row[Cell.READY] = 1
+        calm = CALM_SCANS
+        while not self._leaving and not is_orphan():
+            self._apply_config()
+            self._reopen_log()
+            if not self._has_room():
+                self._bell.wait(FULL_PAUSE)
+                continue
+            if self._work(is_orphan):
+                calm = 0
+            elif calm < CALM_SCANS:
+                calm += 1
+                time.sleep(0.005)
+            else:
+                self._rest()
+                calm = CALM_SCANS - 1
+        self._bell.ignore()
+        self._log.close()
+        self._acceptor.close()
+
+    def _rest(self) -> None:
+        """Nothing to do: listen, look once more (a file may have come in between), then wait to be woken."""
+        owed = self._hints.pay()
+        self._acceptor.tend_journal()
+        is_watching = self._bell.watch()
+        pause = min(SLOW_SCAN if is_watching else 0.5, 0.05 if owed else SLOW_SCAN, self._next_look())
+        if not self._work(lambda: False):
+            self._bell.wait(pause)
+        self._bell.ignore()
+
+    def _next_look(self) -> float:
+        now = time.time()
+        times = [until for folder in self._folders for until in folder.later.values()]
+        return max(0.01, min(times, default=now + SLOW_SCAN) - now)
+
+    def _apply_config(self) -> None:
+        if self._new_config is None:
+            return
+        config, self._new_config = self._new_config, None
+        self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
+        self._config = config
+        self._log.reconfigure(config.acct_files)
+        kept = {folder.path: folder for folder in self._folders}
+        self._folders = []
+        for source in config.sources.values():
+            if source.pickup:
+                folder = kept.pop(source.pickup, None) or Folder(source)
+                folder.source = source
+                self._folders.append(folder)
+        for folder in kept.values():
+            folder.watch.close()
+        self._bell.ignore()
+        self._bell = Doorbell([folder.path for folder in self._folders])
+
+    def _reopen_log(self) -> None:
+        try:
+            self._log.reopen_if_rotated()
+        except (OSError, SpoolError) as error:
+            log.error("%s", error)
+
+    def _has_room(self) -> bool:
+        """Intake stops while the disk has less than min-free-space; what is queued is still delivered."""
+        space, inodes = disk.free(self._layout.root)
+        is_full = space < self._config.min_free_space or inodes < self._config.min_free_inodes
+        if is_full != self._is_full:
+            self._is_full = is_full
+            self._row[Cell.TROUBLE] = int(is_full)
+            if is_full:
+                log.error(
+                    "the spool has %d MB and %d inodes free: intake stops, files stay in pickup/", space >> 20, inodes
+                )
+            else:
+                log.warning("the spool has room again: intake goes on")
+        return not is_full
+
+    def recover(self) -> None:
+        """Carry on with what dead intake processes claimed."""
+        found, quarantined, locks = self._acceptor.recover()
+        for name in quarantined:
+            log.error("recovery: a damaged file is in corrupt/%s", name)
+        for path, claimed in found:
+            self._account([claimed], claimed.name.source or "pickup")
+            self._hints.send(claimed.name.vmta, intake.enqueue(self._layout, path, claimed))
+        if found:
+            log.warning("recovery: %d messages that a dead process had claimed are on their way", len(found))
+        for folder in {os.path.dirname(path) for path, _ in found}:
+            os.rmdir(folder)
+        for lock in locks:
+            os.close(lock)
+
+    # Taking files
+
+    def _work(self, is_orphan: Callable[[], bool]) -> bool:
+        """Look through all folders once; True if anything was found to do."""
+        worked = False
+        for folder in self._folders:
+            names = folder.scan(time.time())
+            self._row[Cell.QUEUED] = len(names)
+            for start in range(0, len(names), BATCH):
+                if self._leaving or is_orphan() or not self._has_room():
+                    return worked
+                worked = self._take(folder, names[start : start + BATCH]) or worked
+                self._hints.pay()
+                self._reopen_log()
+        return worked
+
+    def _take(self, folder: Folder, names: list[str]) -> bool:
+        """One batch: claims, journal, sync, rows, queue, hints. True if any file was dealt with."""
+        now = time.time()
+        batch: list[Claimed] = []
+        copied: list[str] = []
+        size = dealt = 0
+        for name in names:
+            try:
+                claimed = self._look_at(folder, name, now, copied)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+                    log.error("pickup: %s; trying again", error.strerror)
+                    self._bell.wait(FULL_PAUSE)
+                    break
+                self._leave_alone(folder, name, error.strerror or "cannot be read")
+                continue
+            dealt += claimed is not False
+            if isinstance(claimed, Claimed):
+                batch.append(claimed)
+                size += claimed.name.size
+                if size > BATCH_BYTES:
+                    self._commit(folder.source, batch, copied)
+                    batch, copied, size = [], [], 0
+        if batch:
+            self._commit(folder.source, batch, copied)
+        return dealt > 0
+
+    def _commit(self, source: Source, batch: list[Claimed], copied: list[str]) -> None:
+        began = self._acceptor.commit(batch)
+        self._page.publish_sync(began)
+        for path in copied:
+            disk.remove(path)
+        self._account(batch, source.name)
+        hints: dict[str, list[str]] = {}
+        for claimed in batch:
+            hints.setdefault(claimed.name.vmta, []).extend(self._acceptor.incoming.enqueue(claimed))
+        for vmta, lines in hints.items():
+            self._hints.send(vmta, lines)
+        self._row.add(Cell.MESSAGES, len(batch))
+
+    def _account(self, batch: list[Claimed], source_type: str) -> None:
+        recipients = 0
+        wanted = self._log.wants("r")
+        now = self._clock.text(time.time())
+        for claimed in batch:
+            envelope, name = claimed.parsed.envelope, claimed.name
+            recipients += len(envelope.recipients)
+            if wanted:
+                for recipient in envelope.recipients:
+                    row = record.receipt_row(
+                        now, envelope.sender, recipient, source_type, name.vmta, envelope.job, envelope.envid, name.id
+                    )
+                    self._log.write(row)
+        self._row.add(Cell.ACCEPTED, recipients)
+        if wanted:
+            try:
+                self._log.flush()
+            except SpoolError as error:
+                log.error("%s; the rows are kept", error)
+
+    def _look_at(self, folder: Folder, name: str, now: float, copied: list[str]) -> Claimed | bool:
+        """Judge one file. Claimed if it was taken; True if it was dealt with otherwise, False if it is left or put off."""
+        path = f"{folder.path}/{name}"
+        try:
+            descriptor = os.open(path, disk.GUARDED)
+        except FileNotFoundError:
+            return False
+        try:
+            status = os.fstat(descriptor)
+            if not disk.is_regular(status):
+                self._leave_alone(folder, name, "not a regular file")
+                return False
+            must_copy = self._config.copy == "always"
+            verdict = self._fitness(folder, name, descriptor, status, now)
+            if isinstance(verdict, bool):
+                return verdict
+            must_copy = must_copy or verdict == "copy"
+            if status.st_size > folder.source.max_message_size:
+                return self._refuse(path, f"larger than max-message-size ({folder.source.max_message_size} bytes)")
+            if not must_copy and status.st_uid != os.geteuid() and not self._own(descriptor):
+                if self._config.copy == "never":
+                    self._leave_alone(folder, name, 'belongs to another user, and copy is "never"')
+                    return False
+                must_copy = True
+            data = _read_all(descriptor, status.st_size)
+            try:
+                parsed = message.parse(data)
+                vmta = policy.choose_vmta(self._config, folder.source, parsed.envelope)
+            except MessageRefused as error:
+                return self._refuse(path, str(error))
+            parsed = _without_job(parsed) if not folder.source.process_x_job else parsed
+            claimed = self._acceptor.incoming.describe(data, parsed, vmta, folder.source.name)
+            if must_copy:
+                self._acceptor.incoming.write(data, claimed)
+                copied.append(path)
+                return claimed
+            return claimed if self._claim(path, claimed, data, copied) else False
+        finally:
+            os.close(descriptor)
+
+    def _claim(self, path: str, claimed: Claimed, data: bytes, copied: list[str]) -> bool:
+        try:
+            return self._acceptor.incoming.claim(path, claimed)
+        except OSError as error:
+            if error.errno != errno.EXDEV or self._config.copy == "never":
+                raise
+        self._acceptor.incoming.write(data, claimed)
+        copied.append(path)
+        return True
+
+    def _fitness(self, folder: Folder, name: str, descriptor: int, status: os.stat_result, now: float) -> bool | str:
+        """Whether a regular file may be taken: "whole", "copy", or False (put off), or True (refused)."""
+        if disk.is_open_for_writing(descriptor):
+            return self._put_off(folder, name, status, now, "is still open for writing after 60 seconds")
+        if folder.is_in_place(name, now) and now - status.st_mtime < QUIET:
+            folder.put_off(name, max(status.st_mtime, now - QUIET) + QUIET)
+            return False
+        if status.st_size == 0:
+            return self._put_off(folder, name, status, now, "is empty")
+        if status.st_nlink > 1:
+            if folder.waited(name, status.st_mtime, now) < GRACE:
+                folder.put_off(name, now + 1.0)
+                return False
+            return "copy"
+        return "whole"
+
+    def _put_off(self, folder: Folder, name: str, status: os.stat_result, now: float, trouble: str) -> bool:
+        if folder.waited(name, status.st_mtime, now) < GRACE:
+            folder.put_off(name, now + 1.0)
+            return False
+        return self._refuse(f"{folder.path}/{name}", trouble)
+
+    def _own(self, descriptor: int) -> bool:
+        """Take over a file of another owner, so that nobody else can open it for writing any more."""
+        try:
+            os.fchown(descriptor, os.geteuid(), -1)
+        except PermissionError:
+            return False
+        return True
+
+    def _refuse(self, path: str, reason: str) -> bool:
+        name = intake.refuse(self._layout, path, reason, self._acceptor.ids)
+        self._row.add(Cell.REFUSED, 1)
+        log.warning("refused %a: %s (kept as bad/%a)", os.path.basename(path), reason, name)
+        return True
+
+    def _leave_alone(self, folder: Folder, name: str, why: str) -> None:
+        folder.left.add(name)
+        self._row.add(Cell.LEFT_ALONE, 1)
+        log.warning("left alone %a: %s", name, why)
+
+
+def _without_job(parsed: Parsed) -> Parsed:
+    import msgspec
+
+    return msgspec.structs.replace(parsed, envelope=msgspec.structs.replace(parsed.envelope, job=""))
+
+
+def _read_all(descriptor: int, size: int) -> bytes:
+    data = os.read(descriptor, size + 1)
+    while len(data) < size:
+        more = os.read(descriptor, size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def run(
+    config: Config, layout: Layout, page: Page, row: Row, reload: Callable[[], Config], is_orphan: Callable[[], bool]
+) -> None:
+    """The process. SIGTERM: finish the batch and leave; SIGHUP: the new configuration; SIGUSR1: the log was rotated."""
+    pickup = Pickup(config, layout, page, row)
+    signal.signal(signal.SIGTERM, lambda *_: pickup.leave())
+    signal.signal(signal.SIGHUP, lambda *_: pickup.reconfigure(reload()))
+    signal.signal(signal.SIGUSR1, lambda *_: pickup.ring())
+    pickup.run(is_orphan)

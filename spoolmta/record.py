@@ -1,0 +1,130 @@
+"""Events to the values of accounting rows, in PowerMTA's columns, order and forms (the columns are in `accounting`).
+
+Statuses are `5.1.1 (bad destination mailbox address)`, diagnostics `smtp;550 5.1.1 no such user`, hosts `name (address)`.
+An expired recipient is a `b` with 4.4.7 and message-expired; our own trouble has its words as the diagnostic.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from spoolmta import bounce
+from spoolmta.model import Answer, Failure, FailureKind, Outcome, Recipient, Reply, Struct
+from spoolmta.verdict import Verdict
+
+
+class Attempt(Struct, frozen=True):
+    """What is the same for all recipients of one transaction. Times are as the log writes them, addresses of both ends
+    empty where there was no connection; `esmtp` is the comma list of what the host offered."""
+
+    logged: str
+    queued: str
+    orig: str
+    source_type: str
+    source_mta: str
+    source_ip: str
+    host: str
+    destination_ip: str
+    esmtp: str
+    size: int
+    vmta: str
+    job: str
+    envid: str
+    queue: str
+    pool: str
+    entry_id: str
+    attempts: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _reply_status(reply: Reply) -> tuple[str, str, str]:
+    """(dsnStatus, dsnDiag, bounceCat) of a reply."""
+    status = bounce.status_of(reply)
+    text = f"{reply.code} {reply.text}".rstrip()
+    category = bounce.categorize(status, reply.text) if reply.code >= 400 else ""
+    return bounce.describe(status), f"smtp;{text}", category
+
+
+def _failure_status(failure: Failure) -> tuple[str, str, str]:
+    status = bounce.status_of_failure(failure.kind)
+    return bounce.describe(status), f"smtp;{failure.text}", bounce.category_of_failure(failure.kind)
+
+
+def status(result: Reply | Failure) -> tuple[str, str, str]:
+    """(dsnStatus, dsnDiag, bounceCat) of whatever answered a recipient."""
+    return _reply_status(result) if isinstance(result, Reply) else _failure_status(result)
+
+
+def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict) -> list[str]:
+    """A `d`, `b` or `t` row."""
+    code, diagnostic, category = status(answer.result)
+    if verdict.outcome is Outcome.DELIVERED:
+        kind, action, size, category = "d", "relayed", str(attempt.size), ""
+    elif verdict.outcome is None:
+        kind, action, size = "t", "delayed", ""
+    else:
+        kind, action, size = "b", "failed", ""
+    if verdict.possible_duplicate:
+        diagnostic += " (possible duplicate)"
+    return [
+        kind,
+        attempt.logged,
+        attempt.queued,
+        attempt.orig,
+        recipient.address,
+        recipient.orcpt,
+        action,
+        code,
+        diagnostic,
+        f"{attempt.host} ({attempt.destination_ip})" if attempt.destination_ip else attempt.host,
+        category,
+        attempt.source_type,
+        attempt.source_mta,
+        "smtp",
+        attempt.source_ip,
+        attempt.destination_ip,
+        attempt.esmtp,
+        size,
+        attempt.vmta,
+        attempt.job,
+        attempt.envid,
+        attempt.queue,
+        attempt.pool,
+        attempt.entry_id,
+        str(attempt.attempts),
+    ]
+
+
+def queue_row(
+    logged: str, result: Reply | Failure, host: str, source_ip: str, destination_ip: str, vmta: str, queue: str
+) -> list[str]:
+    """A `tq` row: an attempt of the whole queue failed."""
+    code, diagnostic, _ = status(result)
+    mta = f"{host} ({destination_ip})" if destination_ip else host
+    return ["tq", logged, code, diagnostic, mta, "smtp", source_ip, destination_ip, vmta, queue]
+
+
+def receipt_row(
+    logged: str, sender: str, recipient: Recipient, source_type: str, vmta: str, job: str, envid: str, entry_id: str
+) -> list[str]:
+    """An `r` row: a recipient was accepted for delivery."""
+    return [
+        "r",
+        logged,
+        sender,
+        recipient.address,
+        recipient.orcpt,
+        source_type,
+        "",
+        "",
+        "",
+        vmta,
+        job,
+        envid,
+        entry_id,
+    ]
+
+
+def expired(reason: str) -> Failure:
+    """Why an expired recipient was given up: with the last thing that stood in its way, if that is known."""
+    return Failure(FailureKind.EXPIRED, f"delivery time expired{f', last: {reason}' if reason else ''}")

@@ -1,0 +1,185 @@
+"""Domain to mail hosts, host to addresses (RFC 5321 section 5.1, RFC 7505), cached, equal questions joined.
+
+What a DNS answer means for mail is in `mail_hosts`; this module asks. A server failure or silence is temporary and is
+kept for 30 seconds, so that 10,000 messages do not ask 10,000 times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+import re
+import time
+
+import dns.asyncresolver
+import dns.exception
+import dns.flags
+import dns.nameserver
+import dns.rdatatype
+import dns.resolver
+
+from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Struct
+
+MAX_HOSTS = 10
+MAX_RECORDS = 100
+"""Postfix takes 100 records of an answer; a stranger's zone must not fill our memory."""
+MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 30.0
+MAX_CACHED = 20_000
+
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
+)
+
+
+class Route(Struct, frozen=True):
+    """Where a domain's mail goes: the site that shares limits, and its hosts, best first."""
+
+    site: str
+    hosts: tuple[Host, ...]
+
+
+class Unroutable(Exception):
+    """No route; `failure` says why, `retry_in` (seconds) when it is worth asking again."""
+
+    def __init__(self, failure: Failure, retry_in: float) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+        self.retry_in = retry_in
+
+
+class Found(Struct, frozen=True):
+    """What one DNS question brought: the records as text (empty for NODATA), or why there are none."""
+
+    records: tuple[str, ...]
+    expires: float
+    failure: FailureKind | None = None
+    text: str = ""
+
+
+def mail_hosts(domain: str, records: tuple[str, ...], chance: random.Random) -> tuple[Host, ...] | Failure:
+    """MX records (`10 mx.example.com`) to hosts in the order in which they are tried.
+
+    No record: the domain itself (RFC 5321 section 5.1). A single `0 .`: no mail wanted (RFC 7505). Equal preferences are
+    shuffled (5321: MUST). A host that is an address or no host name cannot be used; nothing usable is an error,
+    never the domain itself.
+    """
+    if not records:
+        return (Host(domain),)
+    parsed = []
+    for record in records[:MAX_RECORDS]:
+        preference, _, name = record.partition(" ")
+        parsed.append((int(preference), chance.random(), name.rstrip(".").lower()))
+    if len(parsed) == 1 and parsed[0][2] == "":
+        return Failure(FailureKind.NULL_MX, f"{domain} accepts no mail (null MX)")
+    usable = [Host(name) for _, _, name in sorted(parsed) if is_host_name(name)]
+    if not usable:
+        return Failure(FailureKind.NO_HOST, f"none of the mail hosts of {domain} can be used")
+    return tuple(usable[:MAX_HOSTS])
+
+
+def is_host_name(name: str) -> bool:
+    """Letters, digits, hyphens (and underscores, which exist); not an address."""
+    if not _HOST_NAME.fullmatch(name):
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return True
+    return False
+
+
+class Resolver:
+    """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's."""
+
+    def __init__(self, nameservers: tuple[str, ...], chance: random.Random) -> None:
+        self._chance = chance
+        self._cache: dict[tuple[str, str], Found] = {}
+        self._asked: dict[tuple[str, str], asyncio.Future[Found]] = {}
+        self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
+        if nameservers:
+            self._resolver.nameservers = [_nameserver(text) for text in nameservers]
+        self._resolver.use_edns(0, 0, 1232)
+        self._resolver.lifetime = 15.0
+        self._resolver.timeout = 4.0
+
+    async def route(self, domain: str, policy: DomainPolicy) -> Route:
+        """The domain's site and hosts: the fixed route of its policy, an address literal's address, or MX. Raises
+        Unroutable."""
+        if policy.smtp_hosts:
+            hosts = []
+            for level in policy.smtp_hosts:
+                hosts += self._chance.sample(level, len(level))
+            return Route(domain, tuple(hosts))
+        if domain.startswith("ip-"):
+            return Route(domain, (Host(domain.removeprefix("ip-")),))
+        found = await self.look_up(domain, "MX")
+        if found.failure is not None:
+            raise Unroutable(Failure(found.failure, found.text), max(1.0, found.expires - time.monotonic()))
+        result = mail_hosts(domain, found.records, self._chance)
+        if isinstance(result, Failure):
+            raise Unroutable(result, max(1.0, found.expires - time.monotonic()))
+        return Route(domain, result)
+
+    async def addresses(self, host: str, families: frozenset[int]) -> list[str] | Failure:
+        """The addresses of a host in the families (4, 6) we can send from, IPv6 first if both; or why there are none."""
+        try:
+            literal = ipaddress.ip_address(host)
+        except ValueError:
+            pass
+        else:
+            if literal.version in families:
+                return [str(literal)]
+            return Failure(FailureKind.UNREACHABLE, f"no IPv{literal.version} source address to reach {host}")
+        addresses: list[str] = []
+        failure = Failure(FailureKind.NO_HOST, f"host {host} has no address")
+        for version, kind in ((6, "AAAA"), (4, "A")):
+            if version in families:
+                found = await self.look_up(host, kind)
+                addresses += self._chance.sample(found.records, min(len(found.records), MAX_HOSTS))
+                if found.failure is FailureKind.DNS_TEMPORARY:
+                    failure = Failure(found.failure, found.text)
+        return addresses or failure
+
+    async def look_up(self, name: str, kind: str) -> Found:
+        """Ask once: from the cache, from a question under way, or from the name server."""
+        key = (name, kind)
+        cached = self._cache.get(key)
+        if cached is not None:
+            if cached.expires > time.monotonic():
+                return cached
+            del self._cache[key]
+        asked = self._asked.get(key)
+        if asked is None:
+            asked = self._asked[key] = asyncio.ensure_future(self._ask(name, kind))
+            asked.add_done_callback(lambda _: self._asked.pop(key, None))
+        found = await asyncio.shield(asked)
+        if len(self._cache) >= MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        self._cache[key] = found
+        return found
+
+    async def _ask(self, name: str, kind: str) -> Found:
+        try:
+            answer = await self._resolver.resolve(name + ".", kind, raise_on_no_answer=False, search=False)
+        except dns.resolver.NXDOMAIN:
+            return Found((), time.monotonic() + 300.0, FailureKind.NO_DOMAIN, f"domain {name} does not exist")
+        except (dns.exception.DNSException, OSError, UnicodeError) as error:
+            text = f"DNS look-up of {kind} {name} failed: {_explain(error)}"
+            return Found((), time.monotonic() + FAILED_TTL, FailureKind.DNS_TEMPORARY, text)
+        ttl = min(max(answer.expiration - time.time(), MIN_TTL), MAX_TTL)
+        records = [record.to_text() for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
+        return Found(tuple(records), time.monotonic() + ttl)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, dns.resolver.LifetimeTimeout):
+        return "the name servers did not answer in time"
+    if isinstance(error, dns.resolver.NoNameservers):
+        return "the name servers failed (SERVFAIL or refused)"
+    return str(error) or type(error).__name__
+
+
+def _nameserver(text: str) -> dns.nameserver.Nameserver:
+    host, _, port = text.rpartition(":")
+    return dns.nameserver.Do53Nameserver(host.strip("[]"), int(port))

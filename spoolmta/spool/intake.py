@@ -1,0 +1,300 @@
+"""How mail gets into the queue: claimed by one rename, made durable for many at once, linked where it belongs.
+
+| a file lies in | and means | after a crash |
+|---|---|---|
+| `pickup/` | not ours yet | found by the next scan |
+| `incoming/<role>.<pid>/<entry>,V=<vmta>` | claimed; accepted once the sync after its journal line is done | recovery carries on |
+| both `incoming/` and `queue/` (one inode) | for several domains, links being made; nobody touches the queue names | recovery makes the missing links |
+| `queue/<vmta>/<domain>/new/` | committed | the VMTA's scan finds it |
+
+Order, for a batch: claims (renames), journal lines, one sync, accounting rows, renames or links into the queue, hints.
+Doing the last steps twice writes the same names, because the id is fixed by the claim.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable
+
+import msgspec
+
+from spoolmta import disk, entry, journal, message
+from spoolmta.errors import MessageRefused, SpoolError
+from spoolmta.journal import Journal
+from spoolmta.model import EntryName, Parsed, Struct
+from spoolmta.spool.layout import Layout
+
+
+class Claimed(Struct, frozen=True):
+    """A message in the incoming folder: its name there (taken apart), the domains it goes to with the number of
+    recipients in each, and what it parsed to."""
+
+    name: EntryName
+    file: str
+    domains: dict[str, int]
+    parsed: Parsed
+
+
+class Ids:
+    """Message ids of one process: unique over time, processes, machines."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._pid = os.getpid()
+        self._sequence = 0
+
+    def make(self) -> str:
+        self._sequence += 1
+        seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+        return entry.make_id(seconds, rest // 1000, self._pid, self._sequence, self._node)
+
+
+class Incoming:
+    """The incoming folder of this process, locked for as long as it lives."""
+
+    def __init__(self, layout: Layout, role: str, ids: Ids) -> None:
+        self._layout = layout
+        self.name = f"{role}.{os.getpid()}"
+        self.path = f"{layout.incoming}/{self.name}"
+        os.makedirs(self.path, exist_ok=True)
+        lock = disk.lock_folder(self.path)
+        if lock is None:
+            raise SpoolError(f"{self.path} is locked by another process")
+        self._lock = lock
+        self._ids = ids
+
+    def describe(self, data: bytes, parsed: Parsed, vmta: str, source: str) -> Claimed:
+        """Name a message; nothing is touched yet."""
+        domains: dict[str, int] = {}
+        for recipient in parsed.envelope.recipients:
+            domains[recipient.domain] = domains.get(recipient.domain, 0) + 1
+        name = EntryName(
+            id=self._ids.make(),
+            size=len(data),
+            crc=zlib.crc32(data),
+            job=entry.job_hash(parsed.envelope.job),
+            recipients=len(parsed.envelope.recipients) if len(domains) == 1 else 1,
+            source=source,
+            folder=self.name if len(domains) > 1 else "",
+            vmta=vmta,
+        )
+        return Claimed(name, entry.format_name(name), domains, parsed)
+
+    def claim(self, path: str, claimed: Claimed) -> bool:
+        """Take a file by one rename; False if it is gone (somebody else took it)."""
+        try:
+            disk.rename(path, f"{self.path}/{claimed.file}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def write(self, data: bytes, claimed: Claimed) -> None:
+        """Take a message by writing a copy, whole before it has its name."""
+        temporary = f"{self.path}/.tmp.{claimed.name.id}"
+        disk.write_new(temporary, data)
+        disk.rename(temporary, f"{self.path}/{claimed.file}")
+
+    def enqueue(self, claimed: Claimed) -> list[str]:
+        """Move a durable claim into the queue. Returns the hints, `<domain>/new/<entry>`."""
+        return enqueue(self._layout, f"{self.path}/{claimed.file}", claimed)
+
+    def is_empty(self) -> bool:
+        return not os.listdir(self.path)
+
+    def close(self) -> None:
+        """Leave; the folder goes if nothing is in it, else recovery will find it."""
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            pass
+        os.close(self._lock)
+
+
+def enqueue(layout: Layout, path: str, claimed: Claimed) -> list[str]:
+    """Rename (one domain) or link (several) an incoming file into `queue/<vmta>/<domain>/new/`."""
+    name = claimed.name
+    if len(claimed.domains) == 1:
+        (domain,) = claimed.domains
+        file = claimed.file.removesuffix(f",V={name.vmta}")
+        try:
+            _place(disk.rename, path, f"{layout.queue}/{name.vmta}/{domain}/new/{file}")
+        except FileExistsError:
+            os.unlink(path)
+        return [f"{domain}/new/{file}"]
+    hints = []
+    for domain, recipients in claimed.domains.items():
+        file = entry.format_name(msgspec.structs.replace(name, recipients=recipients, vmta=""))
+        try:
+            _place(disk.link, path, f"{layout.queue}/{name.vmta}/{domain}/new/{file}")
+        except FileExistsError:
+            pass  # linked before a crash
+        hints.append(f"{domain}/new/{file}")
+    os.unlink(path)
+    return hints
+
+
+def incoming_path(layout: Layout, name: EntryName, vmta: str) -> str:
+    """Where a message for several domains lies while its links are being made: as long as this name exists, nobody
+    touches its queue entries."""
+    file = entry.format_name(msgspec.structs.replace(name, recipients=1, vmta=vmta, attempts=0, due=0))
+    return f"{layout.incoming}/{name.folder}/{file}"
+
+
+def _place(place: Callable[[str, str], None], source: str, target: str) -> None:
+    """Rename or link into a domain folder, making it where it is missing (its VMTA removes folders long empty)."""
+    for _ in range(3):
+        try:
+            return place(source, target)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+    return place(source, target)
+
+
+def journal_lines(batch: list[Claimed]) -> str:
+    """The accepted lines of a batch."""
+    return "".join([journal.accepted_line(c.name.id, c.name.vmta, sum(c.domains.values())) for c in batch])
+
+
+def refuse(layout: Layout, path: str, reason: str, ids: Ids) -> str:
+    """Move a file to `bad/` whole, with one line of reason; the name it got. A name that is taken or too long there
+    becomes an id. The reason is written first, so no file lies there unexplained."""
+    base = os.path.basename(path)
+    stem = base.removesuffix(".eml")
+    if (
+        len(os.fsencode(stem)) > 240
+        or os.path.lexists(f"{layout.bad}/{stem}.eml")
+        or os.path.lexists(f"{layout.bad}/{stem}.reason")
+    ):
+        stem = ids.make()
+    disk.write_new(f"{layout.bad}/{stem}.reason", (reason + "\n").encode("utf-8", "replace"))
+    try:
+        disk.rename(path, f"{layout.bad}/{stem}.eml")
+    except OSError:
+        disk.remove(f"{layout.bad}/{stem}.reason")
+        raise
+    return f"{stem}.eml"
+
+
+class Recovered(Struct):
+    """What recovery found: messages to carry on with, quarantined files, removed leftovers."""
+
+    claimed: list[tuple[str, Claimed]]
+    quarantined: list[str]
+    removed: int = 0
+
+
+def find_orphans(layout: Layout) -> list[tuple[str, int]]:
+    """Incoming folders whose process is gone, each locked by us now: (path, lock descriptor)."""
+    orphans = []
+    for folder in sorted(os.listdir(layout.incoming)):
+        path = f"{layout.incoming}/{folder}"
+        try:
+            lock = disk.lock_folder(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if lock is not None:
+            orphans.append((path, lock))
+    return orphans
+
+
+def examine(layout: Layout, folder: str) -> Recovered:
+    """Look at every file of an orphan folder: a whole one is carried on with, any other quarantined (it was claimed
+    from somebody, so it is kept); half-written copies, which nobody was told of, are removed."""
+    recovered = Recovered([], [])
+    for file in sorted(os.listdir(folder)):
+        path = f"{folder}/{file}"
+        if file.startswith(".tmp."):
+            os.unlink(path)
+            recovered.removed += 1
+            continue
+        try:
+            name = entry.parse_name(file)
+            with open(path, "rb") as stream:
+                data = stream.read()
+            if not name.vmta or len(data) != name.size or zlib.crc32(data) != name.crc:
+                raise ValueError("size or checksum differs from its name")
+            parsed = message.parse(data)
+        except (ValueError, MessageRefused) as error:
+            recovered.quarantined.append(quarantine(layout, path, str(error)))
+            continue
+        domains: dict[str, int] = {}
+        for recipient in parsed.envelope.recipients:
+            domains[recipient.domain] = domains.get(recipient.domain, 0) + 1
+        recovered.claimed.append((path, Claimed(name, file, domains, parsed)))
+    return recovered
+
+
+def quarantine(layout: Layout, path: str, reason: str) -> str:
+    """Move a damaged file to `corrupt/`, with a reason; its name there."""
+    base = os.path.basename(path).partition(":")[0]
+    number = 0
+    while True:
+        name = f"{base}.{number}" if number else base
+        try:
+            disk.rename(path, f"{layout.root}/corrupt/{name}")
+        except FileExistsError:
+            number += 1
+            continue
+        break
+    disk.replace(f"{layout.root}/corrupt/{name}.reason", (reason + "\n").encode("utf-8", "replace"))
+    return name
+
+
+class Acceptor:
+    """An intake process's way into the queue: a batch of claims becomes durable with one sync, is journalled, and is
+    put where the VMTAs find it. Owns the intake journal `<role>.0.log`."""
+
+    def __init__(self, layout: Layout, role: str) -> None:
+        self.layout = layout
+        self.ids = Ids(os.uname().nodename)
+        self.committer = disk.Committer(layout.root)
+        self.journal = Journal(layout.journal(f"{role}.0"))
+        self.incoming = Incoming(layout, role, self.ids)
+
+    def commit(self, batch: list[Claimed]) -> int:
+        """Journal the claims of a batch and make both durable. Returns when the sync began. Raises SpoolError: then
+        none of them is accepted."""
+        self.journal.append(journal_lines(batch))
+        return self.committer.sync()
+
+    def tend_journal(self) -> None:
+        """Compact the journal when it has grown long; between batches, when nothing is in the incoming folder."""
+        if self.journal.is_long:
+            living = {
+                name.partition(",")[0]
+                for folder in os.listdir(self.layout.incoming)
+                for name in os.listdir(f"{self.layout.incoming}/{folder}")
+            }
+            self.journal.compact(living)
+
+    def recover(self) -> tuple[list[tuple[str, Claimed]], list[str], list[int]]:
+        """Take over what dead intake processes left: the files to enqueue (journalled and durable now), what was
+        quarantined, and the locks to hold until they are enqueued."""
+        found: list[tuple[str, Claimed]] = []
+        quarantined: list[str] = []
+        locks = []
+        for folder, lock in find_orphans(self.layout):
+            if folder == self.incoming.path:
+                os.close(lock)
+                continue
+            recovered = examine(self.layout, folder)
+            found += recovered.claimed
+            quarantined += recovered.quarantined
+            locks.append(lock)
+            if not recovered.claimed:
+                os.rmdir(folder)
+        if found or quarantined:
+            known = journal.read(self.journal.path).accepted
+            missing = [claimed for _, claimed in found if claimed.name.id not in known]
+            lost = [entry.entry_id(name) for name in quarantined]
+            lines = [journal.quarantined_line(id_, "*", known[id_]) for id_ in lost if id_ in known]
+            self.journal.append(journal_lines(missing) + "".join(lines))
+            self.committer.sync()
+        return found, quarantined, locks
+
+    def close(self) -> None:
+        self.incoming.close()
+        self.journal.close()
+        self.committer.close()

@@ -1,0 +1,322 @@
+"""One VMTA's part of the queue, `queue/<vmta>/`, worked on by one process at a time (it holds the folder's lock).
+
+| an entry lies in | and means | next |
+|---|---|---|
+| `new/<entry>` | never tried | settled, deferred or quarantined |
+| `cur/<entry>:1,<attempts>,<due>` | waits for its due time | the same |
+| either, and all its recipients are in the journal | done; to be removed after the next sync | gone |
+| `corrupt/<entry>` | failed its own size or checksum | left to a person |
+
+Account, journal, then remove: the journal line of a settled recipient is written in the turn in which its reply was
+read; the entry is removed (or renamed, if only some recipients are settled) when a sync has finished that began after
+that write. Without this order a power cut loses the row and the entry but not the delivery.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from spoolmta import disk, entry, journal, message
+from spoolmta.errors import MessageRefused, SpoolError
+from spoolmta.journal import Journal
+from spoolmta.model import EntryName, Outcome, Parsed, Recipient, Struct
+from spoolmta.spool.intake import incoming_path, quarantine
+from spoolmta.spool.layout import Layout
+
+KEEP_EMPTY = 3600.0
+"""Seconds an empty domain folder is kept: making and removing three folders costs 280 microseconds."""
+
+
+class Loaded(Struct, frozen=True):
+    """An entry read and checked: who is still to be served, and the bytes."""
+
+    name: EntryName
+    parsed: Parsed
+    data: bytes
+    recipients: list[Recipient]
+
+
+class NotReady(Exception):
+    """The entry may not be touched yet: links of its message are still being made."""
+
+
+class Gone(Exception):
+    """The entry is not there, or not any more after quarantine; `reason` is empty if it just was not there."""
+
+    def __init__(self, reason: str = "", recipients: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.recipients = recipients
+
+
+class _Pending(Struct, frozen=True):
+    """What is done after a sync that began later than `since`."""
+
+    since: int
+    entry_id: str
+    action: Callable[[], None]
+
+
+class Partition:
+    """The queue of one VMTA. Methods named for a change of state do the one rename (or removal) it is."""
+
+    def __init__(self, layout: Layout, vmta: str) -> None:
+        self.layout = layout
+        self.vmta = vmta
+        self.path = f"{layout.queue}/{vmta}"
+        os.makedirs(self.path, exist_ok=True)
+        lock = disk.lock_folder(self.path)
+        if lock is None:
+            raise SpoolError(f"queue {vmta} is being worked on by another process")
+        self._lock = lock
+        self._journal = Journal(layout.journal(vmta))
+        self._known: dict[str, set[str]] = {}
+        self._settled = {id_: set(addresses) for id_, addresses in journal.read(self._journal.path).settled.items()}
+        self._lines: list[str] = []
+        self._after_flush: list[tuple[str, Callable[[], None]]] = []
+        self._pending: deque[_Pending] = deque()
+
+    def __repr__(self) -> str:
+        return f"Partition({self.vmta}, known={self.known}, pending={len(self._pending)}, lines={len(self._lines)})"
+
+    @property
+    def known(self) -> int:
+        return sum(len(names) for names in self._known.values())
+
+    # Finding entries
+
+    def scan(self) -> Iterator[tuple[str, str, int]]:
+        """Entries on disk that were not known yet, oldest first within a domain: (domain, name, due)."""
+        for domain in sorted(os.listdir(self.path)):
+            found = []
+            for folder in ("new", "cur"):
+                found += self._list(f"{self.path}/{domain}/{folder}")
+            known = self._known.get(domain)
+            for name in sorted(found):
+                if known is None or name not in known:
+                    added = self.add(domain, name)
+                    if added is not None:
+                        yield domain, name, added
+                    known = self._known.get(domain)
+            if not found and not known:
+                self._remove_if_long_empty(domain)
+
+    def forget_settled(self) -> None:
+        """After the first scan: what the journal says of entries that are not there any more need not be kept."""
+        living = {entry.entry_id(name) for names in self._known.values() for name in names}
+        self._settled = {id_: addresses for id_, addresses in self._settled.items() if id_ in living}
+
+    def add(self, domain: str, name: str) -> int | None:
+        """Make an entry known (from a scan or a hint); its due time, or None if it was known or is no entry."""
+        known = self._known.setdefault(domain, set())
+        if name in known:
+            return None
+        try:
+            due = entry.state(name)[1]
+        except ValueError:
+            due = 0
+        known.add(name)
+        return due
+
+    def place(self, domain: str, name: str) -> str:
+        return f"{self.path}/{domain}/{'cur' if ':' in name else 'new'}/{name}"
+
+    # Working on one entry
+
+    def load(self, domain: str, name: str) -> Loaded:
+        """Read an entry and check it against its name. Raises NotReady, or Gone (quarantined if it was damaged;
+        its recipients are then settled in the journal)."""
+        path = self.place(domain, name)
+        try:
+            parts = entry.parse_name(name)
+            if parts.folder and os.path.lexists(incoming_path(self.layout, parts, self.vmta)):
+                raise NotReady
+            data = _read(path, parts.size)
+            if len(data) != parts.size or zlib.crc32(data) != parts.crc:
+                raise ValueError("size or checksum differs from its name")
+            parsed = message.parse(data)
+        except FileNotFoundError:
+            self._forget(domain, name)
+            raise Gone from None
+        except (ValueError, MessageRefused) as error:
+            raise self._quarantine(domain, name, str(error)) from None
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EIO, errno.EISDIR, errno.EACCES):
+                raise
+            raise self._quarantine(domain, name, error.strerror or "cannot be read") from None
+        settled = self._settled.get(parts.id)
+        recipients = [
+            recipient
+            for recipient in parsed.envelope.recipients
+            if recipient.domain == domain and (settled is None or journal.escape(recipient.address) not in settled)
+        ]
+        return Loaded(parts, parsed, data, recipients)
+
+    def settle(self, loaded: Loaded, recipient: Recipient, outcome: Outcome) -> None:
+        """Note that a recipient is done; written by the next `flush`."""
+        self._lines.append(journal.settled_line(outcome, loaded.name.id, recipient.address))
+
+    def remove(self, domain: str, name: str) -> None:
+        """All recipients are settled: the entry goes after the next sync."""
+
+        def action() -> None:
+            disk.remove(self.place(domain, name))
+            self._forget(domain, name)
+            self._settled.pop(entry.entry_id(name), None)
+
+        self._after_flush.append((entry.entry_id(name), action))
+
+    def defer(self, domain: str, name: str, due: int, done: list[Recipient], then: Callable[[str], None]) -> None:
+        """Some recipients remain: the entry waits in `cur/` for `due`. With recipients settled in this attempt
+        (`done`), the rename waits for the sync like a removal does. `then` gets the new name."""
+        attempts = entry.state(name)[0] + 1
+        target = entry.with_state(name, attempts, due)
+
+        def action() -> None:
+            then(self._rename(domain, name, target))
+
+        if done:
+            addresses = {journal.escape(recipient.address) for recipient in done}
+            self._settled.setdefault(entry.entry_id(name), set()).update(addresses)
+            self._after_flush.append((entry.entry_id(name), action))
+        else:
+            action()
+
+    def _rename(self, domain: str, name: str, target: str) -> str:
+        """Give an entry its next name. On a full disk it keeps the old one: then only the due time is forgotten by a
+        restart, not the message."""
+        try:
+            try:
+                disk.rename(self.place(domain, name), self.place(domain, target))
+            except FileNotFoundError:
+                os.mkdir(f"{self.path}/{domain}/cur", 0o750)
+                disk.rename(self.place(domain, name), self.place(domain, target))
+        except FileExistsError:
+            pass  # `cur` was there: the entry itself is gone; the next load says so
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT):
+                raise
+            return name
+        known = self._known.setdefault(domain, set())
+        known.discard(name)
+        known.add(target)
+        return target
+
+    def _quarantine(self, domain: str, name: str, reason: str) -> Gone:
+        """Put a damaged entry aside; what is unsettled of it is settled as quarantined."""
+        try:
+            quarantine(self.layout, self.place(domain, name), f"{self.vmta}/{domain}: {reason}")
+        except FileNotFoundError:
+            self._forget(domain, name)
+            return Gone()
+        self._forget(domain, name)
+        id_ = entry.entry_id(name)
+        try:
+            count = entry.recipients(name)
+        except ValueError:
+            count = 1
+        settled = sum(1 for address in self._settled.get(id_, ()) if address.endswith("@" + domain))
+        count = max(0, count - settled)
+        self._lines.append(journal.quarantined_line(id_, domain, count))
+        return Gone(reason, count)
+
+    # Durability
+
+    @property
+    def is_dirty(self) -> bool:
+        return bool(self._lines or self._after_flush)
+
+    def flush(self) -> None:
+        """Write the journal lines of this turn; what waits for their sync is now counted from here. Raises SpoolError
+        (nothing is forgotten)."""
+        if self._lines:
+            lines, self._lines = "".join(self._lines), []
+            self._journal.append(lines)
+        now = time.monotonic_ns()
+        for entry_id, action in self._after_flush:
+            self._pending.append(_Pending(now, entry_id, action))
+        self._after_flush = []
+
+    @property
+    def waiting_since(self) -> int | None:
+        """Since when (monotonic nanoseconds) the oldest removal waits for a sync."""
+        return self._pending[0].since if self._pending else None
+
+    def reap(self, synced: int) -> int:
+        """Do what a sync that began at `synced` has made safe; how many entries."""
+        count = 0
+        while self._pending and self._pending[0].since < synced:
+            self._pending.popleft().action()
+            count += 1
+        return count
+
+    def tend_journal(self) -> None:
+        """Compact the journal when it has grown long."""
+        if self._journal.is_long and not self._lines:
+            self._journal.compact({pending.entry_id for pending in self._pending} | self._settled.keys())
+
+    def sync_journal(self) -> None:
+        self._journal.sync()
+
+    def close(self) -> None:
+        self._journal.close()
+        os.close(self._lock)
+
+    def _forget(self, domain: str, name: str) -> None:
+        known = self._known.get(domain)
+        if known is not None:
+            known.discard(name)
+            if not known:
+                del self._known[domain]
+
+    def _list(self, path: str) -> list[str]:
+        try:
+            return [name for name in os.listdir(path) if not name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _remove_if_long_empty(self, domain: str) -> None:
+        path = f"{self.path}/{domain}"
+        try:
+            if time.time() - os.stat(f"{path}/new").st_mtime < KEEP_EMPTY:
+                return
+            for folder in ("cur", "new", ""):
+                if os.path.isdir(f"{path}/{folder}"):
+                    os.rmdir(f"{path}/{folder}")
+        except OSError:
+            pass  # somebody put mail there: it stays
+
+
+def _read(path: str, size: int) -> bytes:
+    """A queue file, at most one byte more than its name promises."""
+    descriptor = os.open(path, disk.GUARDED)
+    try:
+        data = os.read(descriptor, size + 1)
+        while 0 < len(data) <= size:
+            more = os.read(descriptor, size + 1 - len(data))
+            if not more:
+                break
+            data += more
+    finally:
+        os.close(descriptor)
+    return data
+
+
+def move(layout: Layout, vmta: str, domain: str, name: str, target: str) -> None:
+    """Move an entry to another VMTA: first what the journal knows of it is copied, durably, then one rename. The
+    caller holds the lock of both VMTAs' queues, or knows that nobody works on them."""
+    record = journal.read(layout.journal(vmta))
+    copy = Journal(layout.journal(target))
+    try:
+        journal.copy_lines(record, copy, [entry.entry_id(name)])
+    finally:
+        copy.close()
+    folder = "cur" if ":" in name else "new"
+    goal = f"{layout.queue}/{target}/{domain}/{folder}/{name}"
+    os.makedirs(os.path.dirname(goal), exist_ok=True)
+    disk.rename(f"{layout.queue}/{vmta}/{domain}/{folder}/{name}", goal)

@@ -1,0 +1,527 @@
+"""The supervisor: forks one process per role, waits, wakes. It has no threads and no event loop, and touches no mail.
+
+It forks from a warm image (everything imported, `gc.freeze()` called: 2.5 MiB of private memory a child instead of 20),
+watches the FIFOs of the VMTAs that sleep, starts again what died (with growing pauses), rotates the accounting files,
+and answers questions on the control socket. Signal handlers only leave a byte in a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import pickle
+import pwd
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import setproctitle
+
+from spoolmta import __version__, accounting, config, control, delivery, disk, lifecycle, pickup, policy
+from spoolmta.errors import ConfigError, SpoolmtaError, UnavailableError
+from spoolmta.lifecycle import Health
+from spoolmta.model import Config
+from spoolmta.shared import Cell, Page, Row
+from spoolmta.spool import layout as spool_layout
+from spoolmta.spool.layout import Layout
+
+log = logging.getLogger("spoolmta")
+
+PICKUP = "pickup"
+TICK = 10.0
+STOP_WITHIN = 40.0
+_PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+class Child:
+    """A running process: its role (`pickup` or a VMTA's key `deliver/<vmta>`), and what it had done when it began."""
+
+    __slots__ = ("messages", "pid", "role", "row", "started")
+
+    def __init__(self, role: str, pid: int, row: Row) -> None:
+        self.role, self.pid, self.row = role, pid, row
+        self.started = time.time()
+        self.messages = row[Cell.MESSAGES]
+
+
+class Supervisor:
+    """The whole running system, seen from its parent."""
+
+    def __init__(self, path: str, configuration: Config) -> None:
+        self._path = path
+        self._config = configuration
+        self._layout = spool_layout.prepare(configuration.spool)
+        self._lock = self._take_lock()
+        self._check_pickup_folders()
+        self._page = Page(max(1024, 2 * len(configuration.vmtas) + 64))
+        self._children: dict[int, Child] = {}
+        self._roles: dict[str, Child] = {}
+        self._health: dict[str, Health] = {}
+        self._wake_times: dict[str, float] = {}
+        self._fifos: dict[str, int] = {}
+        self._fifo_vmtas: dict[int, str] = {}
+        self._waiting: dict[int, Callable[[int], None]] = {}
+        self._stopping = 0.0
+        self._started = time.time()
+        self._is_open = False
+        self._orphaned: list[str] = []
+        self._rotation = accounting.Rotation(configuration.acct_files, self._started)
+
+    def _take_lock(self) -> int:
+        lock = disk.lock_process(self._layout.lock)
+        if isinstance(lock, str):
+            raise UnavailableError(f"another spoolmta (process {lock}) works on the spool {self._layout.root}")
+        return lock
+
+    def _check_pickup_folders(self) -> None:
+        for source in self._config.sources.values():
+            if not source.pickup:
+                continue
+            if not os.path.isdir(source.pickup):
+                raise ConfigError(f"source {source.name}: the pickup folder {source.pickup} does not exist")
+            if self._config.copy == "never" and os.stat(source.pickup).st_dev != os.stat(self._layout.root).st_dev:
+                raise ConfigError(
+                    f"source {source.name}: {source.pickup} lies on another filesystem than the spool; "
+                    'files cannot be taken by renaming: set pickup.copy = "auto"'
+                )
+
+    # The life of the system
+
+    def run(self) -> None:
+        """Work until SIGTERM; then drain and return."""
+        _raise_descriptor_limit()
+        signals = self._catch_signals()
+        self._epoll = select.epoll()
+        self._server = control.Server(self._layout.control)
+        self._epoll.register(signals, select.EPOLLIN)
+        self._epoll.register(self._server.socket.fileno(), select.EPOLLIN)
+        self._save_config()
+        for name in self._config.vmtas:
+            self._watch_fifo(name)
+        self._find_mail()
+        gc.collect()
+        gc.freeze()
+        self._fork_pickup()
+        log.info("spoolmta %s started: %d VMTAs, spool %s", __version__, len(self._config.vmtas), self._layout.root)
+        while not (self._stopping and not self._children):
+            for descriptor, _ in self._epoll.poll(self._pause()):
+                self._on_event(descriptor, signals)
+            self._tick()
+        self._server.close()
+        disk.remove(self._layout.control)
+        log.info("spoolmta stopped")
+
+    def _catch_signals(self) -> int:
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: None)
+        return reader
+
+    def _pause(self) -> float:
+        now = time.time()
+        if not self._is_open:
+            return 0.02
+        times = [*self._wake_times.values(), *(h.restart_at for h in self._health.values() if h.restart_at > 0)]
+        if self._stopping:
+            times.append(self._stopping)
+        return lifecycle.next_event(times, now, TICK if not self._rotation_pending else 0.05)
+
+    def _on_event(self, descriptor: int, signals: int) -> None:
+        if descriptor == signals:
+            self._read_signals(signals)
+        elif descriptor == self._server.socket.fileno():
+            client = self._server.accept()
+            if client is not None:
+                self._epoll.register(client, select.EPOLLIN)
+        elif self._server.has(descriptor):
+            self._read_question(descriptor)
+        elif descriptor in self._fifo_vmtas and self._is_open and not self._stopping:
+            self._wake(self._fifo_vmtas[descriptor])
+
+    def _read_signals(self, signals: int) -> None:
+        for number in os.read(signals, 512):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self.stop()
+            elif number == signal.SIGHUP:
+                for problem in self.reload():
+                    log.error("reload: %s", problem)
+        self._reap()
+
+    _rotation_pending = False
+
+    def _tick(self) -> None:
+        now = time.time()
+        if self._stopping:
+            if now > self._stopping:
+                self._signal(signal.SIGKILL)
+                self._stopping = now + 5.0
+            return
+        if not self._is_open:
+            self._open_when_ready()
+        for role, health in list(self._health.items()):
+            if 0 < health.restart_at <= now and role not in self._roles:
+                self._health[role] = Health(health.deaths)
+                self._start(role)
+        if self._is_open:
+            for vmta in lifecycle.to_wake(self._wake_times, now):
+                self._wake(vmta)
+        self._rotate(self._rotation.due(now), now)
+
+    def _rotate(self, files: list[Any], now: float) -> None:
+        if files:
+            self._rotation.begin(files, self._page, now)
+            self._signal(signal.SIGUSR1)
+        generations = [child.row[Cell.LOG_GENERATION] for child in self._children.values()]
+        self._rotation_pending = not self._rotation.finish(generations, self._page)
+
+    def _open_when_ready(self) -> None:
+        """VMTAs are woken when the pickup process has carried on with what a dead one had claimed, so that what was
+        settled before a power cut is not queued again behind their backs; or when it could not start."""
+        child = self._roles.get(PICKUP)
+        if child is None or child.row[Cell.READY] or time.time() - self._started > 30.0:
+            self._is_open = True
+
+    def stop(self) -> None:
+        """Drain: no new sessions, those under way finish within 30 seconds."""
+        if not self._stopping:
+            self._stopping = time.time() + STOP_WITHIN
+            self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    # Processes
+
+    def _start(self, role: str) -> None:
+        if role == PICKUP:
+            self._fork_pickup()
+        else:
+            self._wake(role.partition("/")[2])
+
+    def _fork_pickup(self) -> None:
+        row = self._page.row(PICKUP)
+
+        def work(is_orphan: Callable[[], bool]) -> None:
+            pickup.run(self._config, self._layout, self._page, row, self._load_config, is_orphan)
+
+        self._fork(PICKUP, row, "pickup", work, -1)
+
+    def _wake(self, vmta: str) -> None:
+        """Fork the process of a VMTA; it takes over the FIFO until it ends."""
+        role = f"deliver/{vmta}"
+        self._wake_times.pop(vmta, None)
+        if role in self._roles or vmta not in self._config.vmtas or self._stopping:
+            return
+        if self._health.get(role, Health()).restart_at > time.time():
+            self._unwatch_fifo(vmta)
+            return
+        row = self._page.row(role)
+        fifo = self._fifos[vmta]
+
+        def work(is_orphan: Callable[[], bool]) -> None:
+            delivery.run(self._config, vmta, self._layout, self._page, row, fifo, self._load_config, is_orphan)
+
+        self._unwatch_fifo(vmta)
+        self._fork(role, row, f"deliver {vmta}", work, fifo)
+
+    def _fork(self, role: str, row: Row, title: str, work: Callable[[Callable[[], bool]], None], keep: int) -> None:
+        parent = os.getpid()
+        row.clear_gauges()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            _become_child(parent, title, keep, lambda: work(lambda: os.getppid() != parent))
+        row[Cell.PID] = pid
+        child = Child(role, pid, row)
+        self._children[pid] = self._roles[role] = child
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is not None:
+                del self._roles[child.role]
+                self._on_exit(child, os.waitstatus_to_exitcode(status))
+
+    def _on_exit(self, child: Child, code: int) -> None:
+        child.row.clear_gauges()
+        if self._stopping:
+            return
+        now = time.time()
+        clean = code == 0 and child.role != PICKUP
+        worked = child.row[Cell.MESSAGES] > child.messages
+        health = lifecycle.after_exit(self._health.get(child.role, Health()), clean=clean, worked=worked, now=now)
+        self._health[child.role] = health
+        if clean:
+            del self._health[child.role]
+        else:
+            child.row.add(Cell.RESTARTS, 1)
+            how = f"by signal {-code}" if code < 0 else f"with status {code}"
+            log.error(
+                "%s (process %d) ended %s; starting again in %.0f s",
+                child.role,
+                child.pid,
+                how,
+                max(0.0, health.restart_at - now),
+            )
+        if child.role != PICKUP:
+            self._put_to_sleep(child.role.partition("/")[2], clean)
+
+    def _put_to_sleep(self, vmta: str, clean: bool) -> None:
+        if vmta not in self._config.vmtas:
+            return
+        if clean:
+            self._watch_fifo(vmta)
+            wake = delivery.load_state(self._layout, vmta).wake
+            if wake:
+                self._wake_times[vmta] = wake
+
+    # Sleeping VMTAs
+
+    def _watch_fifo(self, vmta: str) -> None:
+        fifo = self._fifos.get(vmta)
+        if fifo is None:
+            fifo = self._fifos[vmta] = control.make_fifo(self._layout.fifo(vmta))
+        self._fifo_vmtas[fifo] = vmta
+        with contextlib.suppress(FileExistsError):
+            self._epoll.register(fifo, select.EPOLLIN)
+
+    def _unwatch_fifo(self, vmta: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._epoll.unregister(self._fifos[vmta])
+
+    def _find_mail(self) -> None:
+        """At start (and after a reload) wake the VMTAs that have mail; tell of mail whose VMTA is not configured."""
+        self._orphaned = []
+        for name in sorted(os.listdir(self._layout.queue)):
+            if not _holds_mail(f"{self._layout.queue}/{name}"):
+                continue
+            if name in self._config.vmtas:
+                if f"deliver/{name}" not in self._roles:
+                    self._wake_times[name] = 0.0
+            else:
+                self._orphaned.append(name)
+                log.warning("queue %s holds mail, but no VMTA of this name is configured: it stays where it is", name)
+
+    # Configuration
+
+    def reload(self) -> list[str]:
+        """Read the configuration anew and hand it on. On any error everything stays as it was; the errors are
+        returned."""
+        try:
+            new = config.load(self._path)
+        except ConfigError as error:
+            return error.problems
+        problems = lifecycle.needs_restart(self._config, new)
+        if not self._page.has_room(f"deliver/{name}" for name in new.vmtas):
+            problems.append("too many new VMTAs for the running system: this needs a restart")
+        if problems:
+            return problems
+        change = lifecycle.difference(self._config, new)
+        self._config = new
+        if new.acct_files != tuple(self._rotation.files):
+            self._rotation = accounting.Rotation(new.acct_files, time.time())
+        for name in change.added:
+            self._watch_fifo(name)
+        self._page.next_config_generation()
+        self._save_config()
+        self._signal(signal.SIGHUP)
+        for name in change.removed:
+            child = self._roles.get(f"deliver/{name}")
+            if child is not None:
+                os.kill(child.pid, signal.SIGTERM)
+            self._unwatch_fifo(name)
+        self._find_mail()
+        for warning in policy.warnings(new):
+            log.warning("%s", warning)
+        log.info("configuration loaded anew: %d VMTAs added, %d removed", len(change.added), len(change.removed))
+        return []
+
+    def _save_config(self) -> None:
+        """Our own value for our own children, in a folder of our own: they never read the operator's files, which may
+        have changed since they were checked."""
+        disk.replace(self._layout.path("run", "config"), pickle.dumps(self._config), 0o600)
+
+    def _load_config(self) -> Config:
+        with open(self._layout.path("run", "config"), "rb") as file:
+            value = pickle.load(file)
+        assert isinstance(value, Config)
+        return value
+
+    # Questions
+
+    def _read_question(self, descriptor: int) -> None:
+        question = self._server.read(descriptor)
+        if question is None:
+            return
+        with contextlib.suppress(FileNotFoundError, OSError):
+            self._epoll.unregister(descriptor)
+        self._server.answer(descriptor, self._answer(question.get("ask")))
+
+    def _answer(self, asked: object) -> dict[str, Any]:
+        if asked == "status":
+            return self.status()
+        if asked == "reload":
+            problems = self.reload()
+            return {"problems": problems, "generation": self._page.config_generation}
+        if asked == "stop":
+            self.stop()
+            return {"pid": os.getpid()}
+        if asked == "rotate":
+            now = time.time()
+            self._rotate(self._rotation.files, now)
+            return {"files": [file.path for file in self._rotation.files]}
+        return {"error": f"unknown question {asked!r}"}
+
+    def status(self) -> dict[str, Any]:
+        """Live figures of the whole system, as `spoolmta status --json` shows them."""
+        space, inodes = disk.free(self._layout.root)
+        intake = self._page.row(PICKUP)
+        vmtas = [self._vmta_status(name) for name in sorted(self._config.vmtas)]
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": self._started,
+            "spool": self._layout.root,
+            "config": self._path,
+            "config_generation": self._page.config_generation,
+            "stopping": bool(self._stopping),
+            "log_rotation_pending": self._rotation_pending,
+            "free_bytes": space,
+            "free_inodes": inodes,
+            "unconfigured_queues": self._orphaned,
+            "pickup": {
+                "pid": intake[Cell.PID],
+                "config_generation": intake[Cell.CONFIG_GENERATION],
+                "waiting": intake[Cell.QUEUED],
+                "messages": intake[Cell.MESSAGES],
+                "recipients": intake[Cell.ACCEPTED],
+                "refused": intake[Cell.REFUSED],
+                "left_alone": intake[Cell.LEFT_ALONE],
+                "disk_full": bool(intake[Cell.TROUBLE]),
+                "restarts": intake[Cell.RESTARTS],
+            },
+            "vmtas": vmtas,
+        }
+
+    def _vmta_status(self, name: str) -> dict[str, Any]:
+        role = f"deliver/{name}"
+        row = self._page.row(role)
+        running = role in self._roles
+        asleep = "restarting" if role in self._health else "asleep"
+        return {
+            "name": name,
+            "state": "running" if running else asleep,
+            "pid": row[Cell.PID],
+            "config_generation": row[Cell.CONFIG_GENERATION] if running else self._page.config_generation,
+            "queued": row[Cell.QUEUED],
+            "connections": row[Cell.CONNECTIONS],
+            "delivered": row[Cell.DELIVERED],
+            "bounced": row[Cell.BOUNCED],
+            "deferred": row[Cell.DEFERRED],
+            "expired": row[Cell.EXPIRED],
+            "quarantined": row[Cell.QUARANTINED],
+            "bytes": row[Cell.BYTES],
+            "restarts": row[Cell.RESTARTS],
+            "disk_full": bool(row[Cell.TROUBLE]),
+        }
+
+
+def _become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -> None:
+    """The first moments of a child: nothing of the parent's stays open but what it needs; never returns."""
+    code = 70
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        os.closerange(3, keep) if keep >= 0 else None
+        os.closerange(max(keep + 1, 3), 1 << 20)
+        setproctitle.setproctitle(f"spoolmta: {title}")
+        start_log(title)
+        gc.enable()
+        if os.getppid() == parent:
+            work()
+        code = 0
+    except SpoolmtaError as error:
+        log.error("%s", error)
+        code = error.exit_status
+    except BaseException:
+        log.exception("%s failed", title)
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def start_log(title: str) -> None:
+    """Notices go to stderr, one line each, with the time and who speaks."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {title}: %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _holds_mail(path: str) -> bool:
+    try:
+        for domain in os.listdir(path):
+            for folder in ("new", "cur"):
+                with (
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                    os.scandir(f"{path}/{domain}/{folder}") as names,
+                ):
+                    if next(names, None) is not None:
+                        return True
+    except NotADirectoryError:
+        pass
+    return False
+
+
+def _raise_descriptor_limit() -> None:
+    """One FIFO a VMTA, and the connections: take what the system lets us."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def drop_privileges(user: str) -> None:
+    """Become `user` for good, when started as root. Everything that is imported lazily must be imported before."""
+    if os.geteuid() != 0 or not user:
+        return
+    import encodings.idna  # noqa: F401  (cannot be read any more once we are somebody else)
+
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigError(f"user: there is no user {user!r} on this machine") from None
+    os.initgroups(user, entry.pw_gid)
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
+
+
+def run(path: str) -> None:
+    """`spoolmta run`: the whole system in the foreground."""
+    configuration = config.load(path)
+    start_log("supervisor")
+    setproctitle.setproctitle("spoolmta: supervisor")
+    for warning in policy.warnings(configuration):
+        log.warning("%s", warning)
+    drop_privileges(configuration.user)
+    Supervisor(path, configuration).run()

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spoolmta import entry
+from spoolmta.model import EntryName
+
+words = st.from_regex(r"[a-z0-9_-](?:[a-z0-9_-]|\.(?!\.)){0,31}", fullmatch=True)
+ids = st.builds(
+    entry.make_id,
+    st.integers(1, 10**11 - 1),
+    st.integers(0, 999_999),
+    st.integers(1, 4_194_304),
+    st.integers(0, 10**12 - 1),
+    st.text(max_size=40),
+)
+names = st.builds(
+    EntryName,
+    id=ids,
+    size=st.integers(0, 10**12 - 1),
+    crc=st.integers(0, 2**32 - 1),
+    job=st.text(max_size=5).map(entry.job_hash),
+    recipients=st.integers(1, 9_999_999),
+    source=st.just("") | words.filter(lambda word: word != "pickup"),
+    pool=st.just("") | words,
+    priority=st.integers(0, 999),
+    folder=st.just("") | words,
+)
+queued = st.tuples(names, st.integers(0, 999_999), st.integers(0, 10**11 - 1))
+
+
+@given(queued)
+def test_a_name_is_read_as_it_was_written_and_fits_a_file_system(case: tuple[EntryName, int, int]) -> None:
+    name, attempts, due = case
+    new = entry.format_name(name)
+    assert entry.parse_name(new) == name
+    text = entry.with_state(new, attempts, due)
+    assert len(text.encode()) < 255
+    parsed = entry.parse_name(text)
+    assert (parsed.attempts, parsed.due) == entry.state(text) == (attempts, due)
+    assert entry.format_name(parsed) == text
+    assert entry.bare(text) == new
+    assert entry.entry_id(text) == name.id
+
+
+@given(ids, words)
+def test_a_claimed_name_carries_its_virtual_mta(id_: str, vmta: str) -> None:
+    name = EntryName(id_, 1, 2, vmta=vmta)
+    assert entry.parse_name(entry.format_name(name)) == name
+
+
+@given(st.integers(1, 10**10), st.integers(0, 999_999))
+def test_the_time_comes_back_to_the_microsecond(seconds: int, microseconds: int) -> None:
+    stamp = entry.received(entry.make_id(seconds, microseconds, 1, 0, "n"))
+    assert abs(stamp - seconds - microseconds / 1e6) < 1e-5
+
+
+@given(st.text(max_size=120) | st.text(alphabet="0123456789.MPQabc,S=CJNLFV:1-/", max_size=120))
+def test_garbage_is_a_value_error_and_nothing_else(text: str) -> None:
+    try:
+        parsed = entry.parse_name(text)
+    except ValueError:
+        return
+    assert entry.format_name(parsed) == text
+    assert "/" not in text
+
+
+@given(names, st.integers(0, 200), st.characters(codec="utf-8"))
+def test_a_name_with_one_character_changed_is_refused_or_read_faithfully(name: EntryName, at: int, c: str) -> None:
+    text = entry.format_name(name)
+    text = text[:at] + c + text[at + 1 :]
+    try:
+        parsed = entry.parse_name(text)
+    except ValueError:
+        return
+    assert entry.format_name(parsed) == text

@@ -137,7 +137,7 @@ class Postfix:
         run_quietly(self._program, "-c", self.config, "start")
         wait_for_port(self.port)
 
-    def open_fed(self, work: Work, _seconds: float) -> None:
+    def open_fed(self, work: Work) -> None:
         """Start it and send one message to each domain, so that the round finds its processes warm."""
         self._configure(deferring=False)
         self._start()

@@ -176,7 +176,7 @@ class Spoolmta:
                 start_new_session=True,
             )
 
-    def open_fed(self, work: Work, _seconds: float) -> None:
+    def open_fed(self, work: Work) -> None:
         """Start it and drop one message for each VMTA and domain, so that the round finds its processes warm."""
         self._make_spool(work)
         self._start()

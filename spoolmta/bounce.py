@@ -371,5 +371,7 @@ _DETAILS = {
 def describe(status: str) -> str:
     """The status as PowerMTA writes it into `dsnStatus`: `5.1.1 (bad destination mailbox address)`."""
     detail = status.partition(".")[2]
+    if status == "2.0.0":
+        return "2.0.0 (success)"
     text = _DETAILS.get(detail) or _SUBJECTS.get(detail.partition(".")[0], _SUBJECTS["0"])
     return f"{status} ({text})"

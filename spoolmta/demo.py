@@ -155,7 +155,7 @@ def _serve(root: str, port: int) -> None:
     from spoolmta.sink import Options, Sink
     from spoolmta.testdns import DnsServer
 
-    zones: dict[str, Any] = {"null.example": {"MX": ["0 ."]}}
+    zones: dict[str, Any] = {"null.example": {"MX": ["0 ."]}, "no-such-domain.example": "NXDOMAIN"}
     for domain, address in RECEIVERS.items():
         zones[domain] = {"MX": [f"10 mx.{domain}"]}
         zones[f"mx.{domain}"] = {"A": [address]}
@@ -279,9 +279,10 @@ def _report(console: Console, root: str, directory: str, result: audit.Audit) ->
         rows = list(csv.DictReader(file))
     with open(f"{root}/sink.json", "rb") as stats:
         seen = msgspec.json.decode(stats.read())
-    table = Table(title="What each VMTA did", title_justify="left")
-    for column in ("VMTA", "delivered", "bounced", "deferred once", "source address seen by the receiver", "EHLO name"):
-        table.add_column(column, justify="right" if column in ("delivered", "bounced", "deferred once") else "left")
+    table = Table(title="What each VMTA did, and what the receivers saw of it", title_justify="left")
+    for column in ("VMTA", "delivered", "bounced", "deferred once", "source seen", "EHLO name seen"):
+        right = column in ("delivered", "bounced", "deferred once")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for vmta, address in VMTAS.items():
         counts = Counter(row["type"] for row in rows if row["vmta"] == vmta)
         names = {name for pair in seen["pairs"] if pair["source"] == address for name in pair["ehlo"]}

@@ -448,6 +448,9 @@ class Scheduler:
         if site.failures:
             room = min(room, 1 - len(site.sessions))
         wanted = sum(len(queue.ready) for queue in site.rotation) if len(site.rotation) < 32 else room
+        # Slow start: as many more as are open already. A queue is often empty before a second session is.
+        established = len(site.sessions) - site.opening
+        room = min(room, max(2, established) - site.opening)
         for _ in range(min(room, wanted - site.opening)):
             if self.max_smtp_out and len(self._sessions) >= self.max_smtp_out:
                 self._starved[site] = None

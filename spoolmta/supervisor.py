@@ -476,6 +476,7 @@ def start_log(title: str) -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.getLogger("watchdog").setLevel(logging.ERROR)
 
 
 def _holds_mail(path: str) -> bool:

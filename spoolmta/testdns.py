@@ -76,9 +76,11 @@ def _parse(name: str, value: object) -> _Entry:
                 entry.words[kind.upper()] = data
                 continue
             texts = [data] if isinstance(data, str) else list(data)
+            if kind.upper() in ("MX", "CNAME", "NS", "PTR", "SRV"):
+                texts = [text if text.endswith(".") else text + "." for text in texts]
             if kind.upper() == "TXT":
                 texts = [text if text.startswith('"') else _quoted(text) for text in texts]
-            entry.records[kind.upper()] = dns.rdataset.from_text_list("IN", kind, entry.ttl, texts, dns.name.root)
+            entry.records[kind.upper()] = dns.rdataset.from_text_list("IN", kind, entry.ttl, texts, relativize=False)
     except (dns.exception.DNSException, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{name}: {error}") from error
     return entry
@@ -151,7 +153,7 @@ class DnsServer:
     async def _listen(self, host: str, port: int) -> str:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self), (host, port))
-        self._udp = cast(asyncio.DatagramTransport, transport)
+        self._udp = transport
         port = transport.get_extra_info("sockname")[1]
         self._tcp = await loop.create_server(lambda: _Stream(self), host, port)
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

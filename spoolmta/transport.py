@@ -10,7 +10,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from spoolmta.model import Failure, FailureKind, Reply, Stage
 from spoolmta.smtp.client import Refused, Step, WireError
@@ -85,8 +85,7 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         if self._dialogue is None:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 from spoolmta import address
 from spoolmta.model import UNLIMITED, Host, Rate, SourceHost, Struct
@@ -37,7 +38,7 @@ class BadValue(ValueError):  # noqa: N818  (it reads as the sentence it is)
 class Kind(Struct, frozen=True):
     """One kind of value: `read` takes what TOML gave or raises BadValue, `write` gives TOML text."""
 
-    read: Callable[[object], object]
+    read: Callable[[object], Any]
     write: Callable[[object], str] = lambda value: toml(value)
 
 
@@ -73,6 +74,14 @@ def _read_text(value: object) -> str:
         raise wrong('a text in quotes, like "text"', value)
     if not value.isprintable():
         raise BadValue("there are characters in it that cannot be printed")
+    return value
+
+
+def read_path(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong('a path in quotes, like "../spool"', value)
+    if not value.isprintable():
+        raise BadValue("there are characters in the path that cannot be printed")
     return value
 
 
@@ -129,7 +138,9 @@ def subset(*words: str) -> Kind:
     return Kind(read)
 
 
-def listed(read_one: Callable[[object], object], example: str, is_empty_allowed: bool = False) -> Callable[[object], tuple[object, ...]]:
+def listed(
+    read_one: Callable[[object], object], example: str, is_empty_allowed: bool = False
+) -> Callable[[object], tuple[object, ...]]:
     """The reader of a list whose items `read_one` reads."""
 
     def read(value: object) -> tuple[object, ...]:
@@ -161,7 +172,9 @@ def _seconds(value: object) -> float | None:
         found = _DURATION.fullmatch(value)
         if not found or not value:
             return None
-        return float(sum(int(count or 0) * unit for count, unit in zip(found.groups(), DURATION_UNITS.values(), strict=True)))
+        return float(
+            sum(int(count or 0) * unit for count, unit in zip(found.groups(), DURATION_UNITS.values(), strict=True))
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_NUMBER <= value <= MAX_NUMBER:
         return None  # the comparison refuses "nan" too
     return float(value)
@@ -210,7 +223,9 @@ def _write_rate(value: object) -> str:
     assert isinstance(value, Rate)
     if math.isinf(value.count):
         return '"unlimited"'
-    unit, seconds = next((unit, size) for unit, size in DURATION_UNITS.items() if unit != "w" and value.period % size == 0)
+    unit, seconds = next(
+        (unit, size) for unit, size in DURATION_UNITS.items() if unit != "w" and value.period % size == 0
+    )
     multiple = int(value.period) // seconds
     return f'"{int(value.count)}/{multiple if multiple > 1 else ""}{unit}"'
 
@@ -238,6 +253,8 @@ def _domain_name(text: str) -> str:
     """A domain as A-labels in lower case, as the queue folders have it."""
     if text[:1] == "[":
         raise BadValue("an address literal cannot stand here")
+    if not text or "@" in text:
+        raise BadValue("there is an @ in it" if text else "it is empty")
     try:
         return address.split(f"x@{text}")[2]
     except address.NotAnAddress as error:
@@ -385,4 +402,3 @@ TEXTS = Kind(listed(_read_text, '["vmta.d/*.toml"]', is_empty_allowed=True))
 NAMES = Kind(listed(_read_text, '["bulk", "news"]'))
 SOURCE_HOSTS = Kind(listed(_read_source_host, '["192.0.2.10 news.example.com"]'))
 NAMESERVERS = Kind(listed(_read_nameserver, '["127.0.0.1:53"]', is_empty_allowed=True))
-

@@ -92,7 +92,8 @@ def greet(ehlo_name: str) -> Greeting:
     keywords = {}
     for line in reply.lines[1:]:
         keyword, _, parameters = line.strip().partition(" ")
-        keywords[keyword.upper()] = parameters
+        if keyword:
+            keywords[keyword.upper()] = parameters
     return Capabilities(greeting, keywords)
 
 

@@ -1,0 +1,10 @@
+"""TOML files to one frozen `model.Config`, or to every error in them at once, each with file, line and key path.
+
+`values` knows what values look like, `lines` on which line a key stands, `keys` which keys there are, `files` how
+several files become one tree, `load` how the tree becomes the configuration.
+"""
+
+from spoolmta.config.keys import known_keys, unparse
+from spoolmta.config.load import load
+
+__all__ = ["known_keys", "load", "unparse"]

@@ -1,0 +1,267 @@
+"""From the tree of a TOML file to one complete frozen `Config`, or to everything that is wrong with it.
+
+Reading never stops at the first problem: what is wrong is noted with its place and left out, and the rest is read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from spoolmta import address
+from spoolmta.config import files, keys, values
+from spoolmta.config.files import Document, Problems, dotted
+from spoolmta.config.lines import Path
+from spoolmta.errors import ConfigError
+from spoolmta.model import AcctFile, Config, DomainTable, Setting, Source, Vmta
+
+_JOURNAL_NAME = re.compile(r"(pickup|listener|api|http|smtp)\.[0-9]+")
+"""Journals of intake processes are named so, and a VMTA's journal is named as the VMTA."""
+
+
+def load(path: str) -> Config:
+    """The configuration in a file. Raises ConfigError with every problem there is."""
+    problems = Problems()
+    try:
+        document = files.read(path, problems)
+        config = _Reader(document, problems).config()
+    except RecursionError:
+        raise ConfigError(f"{path}: lists or tables are nested too deeply") from None
+    problems.raise_if_any()
+    return config
+
+
+class _Reader:
+    """Reads one document; policy files are documents of their own, read once however many VMTAs name them."""
+
+    def __init__(self, document: Document, problems: Problems) -> None:
+        self._document = document
+        self._problems = problems
+        self._policies: dict[str, tuple[DomainTable, ...]] = {}
+        self._absolute: dict[tuple[str, str], str] = {}
+
+    def __repr__(self) -> str:
+        return f"_Reader({self._document!r}, {self._problems!r})"
+
+    def _complain(self, path: Path, text: str) -> None:
+        self._problems.add(self._document.place(path), path, text)
+
+    def config(self) -> Config:
+        tree = self._document.tree
+        fields = self._table(tree, (), "")
+        for name in ("spool", "pickup", "dns"):
+            fields |= self._table(tree.get(name, {}), (name,), name)
+        spool = fields.setdefault("spool", "")
+        fields.setdefault("host_name", "")
+        vmtas = self._vmtas()
+        config = Config(
+            **fields,
+            vmtas=vmtas,
+            sources=self._sources(vmtas, spool),
+            domains=self._domains(tree.get("domain", {}), ("domain",)),
+            acct_files=self._acct_files(spool),
+        )
+        policies = [name for name in self._policies if name not in self._document.files]
+        return msgspec.structs.replace(config, files=(*self._document.files, *policies))
+
+    def _table(self, raw: object, path: Path, table: str) -> dict[str, Any]:
+        """The fields of one table that could be read."""
+        if not isinstance(raw, dict):
+            self._complain(path, f"expected a table, got {values.shown(raw)}")
+            return {}
+        kinds, within = keys.TABLES[table], keys.TABLES_WITHIN.get(table, ())
+        fields: dict[str, Any] = {}
+        for key, value in raw.items():
+            kind = kinds.get(key)
+            if kind is None:
+                if key not in within:
+                    self._complain((*path, key), _unknown((*path, key), value, table))
+                continue
+            try:
+                read = kind.read(value)
+                fields[keys.field_of(key)] = self._resolved((*path, key), read) if kind is keys.PATH else read
+            except values.BadValue as error:
+                self._complain((*path, key), str(error))
+        for key, example in keys.REQUIRED.get(table, {}).items():
+            if key not in raw:
+                self._complain((*path, key), f"this key is required, for example {example}")
+        return fields
+
+    def _resolved(self, path: Path, text: str) -> str:
+        file = self._document.place(path)[0]
+        found = self._absolute.get((file, text))
+        if found is None:
+            found = self._absolute[file, text] = files.absolute(file, text)
+        return found
+
+    def _named(self, table: str) -> Iterable[tuple[str, dict[str, Any]]]:
+        """The tables `[TABLE.NAME]` with a good name."""
+        raw = self._document.tree.get(table, {})
+        if not isinstance(raw, dict):
+            self._complain((table,), f"expected tables like [{table}.NAME], got {values.shown(raw)}")
+            return
+        for name, value in raw.items():
+            if not isinstance(value, dict):
+                self._complain((table, name), f"expected a table like [{table}.NAME], got {values.shown(value)}")
+                continue
+            try:
+                values.read_name(name)
+            except values.BadValue as error:
+                self._complain((table, name), str(error))
+            yield name, value
+
+    def _vmtas(self) -> dict[str, Vmta]:
+        vmtas: dict[str, Vmta] = {}
+        for name, raw in self._named("vmta"):
+            path = ("vmta", name)
+            if _JOURNAL_NAME.fullmatch(name):
+                self._complain(path, f'a VMTA cannot be named "{name}": the journal of a process is named so')
+            fields = self._table(raw, path, "vmta")
+            policy = fields.pop("policy", "")
+            layers = [self._policy(policy, raw["policy"], (*path, "policy"))] if policy else []
+            layers.append(self._domains(raw.get("domain", {}), (*path, "domain")))
+            vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), **fields)
+        return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
+
+    def _policy(self, whole: str, written: str, here: Path) -> tuple[DomainTable, ...]:
+        """The domain tables of a policy file, named at `here`."""
+        if whole in self._policies:
+            return self._policies[whole]
+        self._policies[whole] = ()
+        file = files.named_in(self._document.place(here)[0], written)
+        document = Document(file)
+        self._problems.open(file)
+        try:
+            tree, found = files.parse(file)
+        except files.Unreadable as error:
+            if error.line:
+                self._problems.add((file, error.line), (), error.text)
+            else:
+                self._complain(here, f"{file}: {error.text}")
+            return ()
+        document.merge(file, tree, found, self._problems)
+        reader = _Reader(document, self._problems)
+        for key in document.tree:
+            if key != "domain":
+                reader._complain((key,), 'a policy file holds nothing but tables like [domain."gmail.com"]')
+        self._policies[whole] = reader._domains(document.tree.get("domain", {}), ("domain",))
+        return self._policies[whole]
+
+    def _domains(self, raw: object, path: Path) -> tuple[DomainTable, ...]:
+        if not isinstance(raw, dict):
+            self._complain(path, f'expected tables like [domain."gmail.com"], got {values.shown(raw)}')
+            return ()
+        tables: dict[str, DomainTable] = {}
+        as_written: dict[str, str] = {}
+        for written, table in raw.items():
+            here = (*path, written)
+            if not isinstance(table, dict):
+                example = f'[{dotted(path)}."*"]'
+                self._complain(
+                    here, f"expected a table, got {values.shown(table)}: a setting stands in a table like {example}"
+                )
+                continue
+            unquoted = [key for key, value in table.items() if isinstance(value, dict) and key not in keys.DOMAIN]
+            for key in unquoted:
+                self._complain_unquoted(path, written, key, table[key])
+            if unquoted and len(unquoted) == len(table):
+                continue
+            try:
+                pattern = values.read_pattern(written)
+            except values.BadValue as error:
+                self._complain(here, str(error))
+                pattern = written
+            if pattern in tables:
+                first = self._document.place((*path, as_written[pattern]))
+                self._complain(here, f'the same pattern stands in {first[0]}:{first[1]}, as "{as_written[pattern]}"')
+            as_written[pattern] = written
+            tables[pattern] = self._domain_table(pattern, {k: v for k, v in table.items() if k not in unquoted}, here)
+        return tuple(tables.values())
+
+    def _domain_table(self, pattern: str, table: dict[str, object], path: Path) -> DomainTable:
+        settings = {
+            field: Setting(value, *self._document.place((*path, field.replace("_", "-"))))
+            for field, value in self._table(table, path, "domain").items()
+        }
+        return DomainTable(pattern, settings)
+
+    def _complain_unquoted(self, path: Path, first: str, second: str, node: dict[str, Any]) -> None:
+        """`[domain.gmail.com]` is a table `com` in a table `gmail`: say how to write what was meant."""
+        names = [first, second]
+        while below := [key for key, value in node.items() if isinstance(value, dict) and key not in keys.DOMAIN]:
+            names.append(below[0])
+            node = node[below[0]]
+        name = address.show(".".join(names))
+        text = f'a domain with a dot in it is written in quotes: [{dotted(path)}."{name}"]'
+        self._complain((*path, *names), text)
+
+    def _sources(self, vmtas: dict[str, Vmta], spool: str) -> dict[str, Source]:
+        sources: dict[str, Source] = {}
+        folders: dict[str, str] = {}
+        for name, raw in self._named("source"):
+            path = ("source", name)
+            fields = self._table(raw, path, "source")
+            self._check_vmta((*path, "default-virtual-mta"), [fields.get("default_virtual_mta", "default")], vmtas)
+            self._check_vmta((*path, "allowed-virtual-mta"), fields.get("allowed_virtual_mta", ()), vmtas)
+            if name == "pickup" and spool:
+                fields.setdefault("pickup", f"{spool.rstrip('/')}/pickup")
+            sources[name] = Source(name=name, **fields)
+        if "pickup" not in sources:
+            sources = {"pickup": Source(name="pickup", pickup=f"{spool.rstrip('/')}/pickup")} | sources
+        for source in sources.values():
+            other = folders.setdefault(source.pickup, source.name) if source.pickup else source.name
+            if other != source.name:
+                self._complain(
+                    ("source", source.name, "pickup"),
+                    f'the sources "{other}" and "{source.name}" have the same folder, {source.pickup}',
+                )
+        return sources
+
+    def _check_vmta(self, path: Path, names: Iterable[str], vmtas: dict[str, Vmta]) -> None:
+        for name in names:
+            if name not in vmtas:
+                self._complain(path, f'there is no VMTA "{address.show(name)}"' + _meant(name, vmtas))
+
+    def _acct_files(self, spool: str) -> tuple[AcctFile, ...]:
+        raw = self._document.tree.get("acct-file", [])
+        if not isinstance(raw, list):
+            self._complain(("acct-file",), "an accounting file is written with two brackets: [[acct-file]]")
+            return ()
+        found: dict[str, AcctFile] = {}
+        for number, table in enumerate(raw):
+            path = ("acct-file", number)
+            fields = self._table(table, path, "acct-file")
+            file = AcctFile(**({"path": ""} | fields))
+            if file.path and file.path in found:
+                self._complain((*path, "path"), f"another accounting file has the same path, {file.path}")
+            found[file.path] = file
+        return tuple(found.values()) or (AcctFile(path=f"{spool.rstrip('/')}/accounting/acct.csv"),)
+
+
+def _unknown(path: Path, value: object, table: str) -> str:
+    """Why a key is unknown, and what may have been meant."""
+    key = str(path[-1])
+    known = [*keys.TABLES[table], *keys.TABLES_WITHIN.get(table, ())]
+    if meant := _meant(key, known):
+        return f"unknown key{meant}"
+    if isinstance(value, dict) and table in ("vmta", "source") and len(path) == 3:
+        return (
+            f'unknown key; a name with a dot in it is written in quotes: [{table}."{address.show(f"{path[1]}.{key}")}"]'
+        )
+    homes = [name for name, kinds in keys.TABLES.items() if key.lower().replace("_", "-") in kinds]
+    return f"unknown key; it belongs {' or '.join(map(_home, homes))}" if homes else "unknown key"
+
+
+def _home(table: str) -> str:
+    headers = {"": "at the top of the file, before the first table", "acct-file": "into [[acct-file]]"}
+    headers |= {"domain": 'into [domain."PATTERN"]', "vmta": "into [vmta.NAME]", "source": "into [source.NAME]"}
+    return headers.get(table, f"into [{table}]")
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word.lower().replace("_", "-"), known, 1)
+    return f' (did you mean "{close[0]}"?)' if close else ""

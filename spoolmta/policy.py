@@ -1,0 +1,155 @@
+"""Which VMTA takes a message, and what holds for a domain there.
+
+Settings come in layers, from weak to strong: the built-in defaults, the global `[domain]` tables, the VMTA's policy
+file, the VMTA's own tables. A stronger layer wins whatever its pattern: a VMTA's `*` beats a global `example.com`
+(`warnings` tells where that loosens a limit). Within a layer the more specific pattern wins, setting by setting:
+`*`, then `[*.]com`, `*.com`, `[*.]example.com`, `*.example.com`, ..., `[*.]mail.example.com`, `mail.example.com`.
+A domain is looked up under each of these few names, so the cost does not depend on how many patterns there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from spoolmta import address
+from spoolmta.errors import MessageRefused
+from spoolmta.model import Config, DomainPolicy, DomainTable, Envelope, Rate, Setting, Source
+
+Layer = dict[str, dict[str, Setting]]
+
+BUILT_IN: dict[str, Setting] = {
+    field: Setting(value, "", 0) for field, value in msgspec.structs.asdict(DomainPolicy()).items()
+}
+
+
+def _per_second(rate: Any) -> float:
+    assert isinstance(rate, Rate)
+    return rate.count / rate.period
+
+
+_LIMITS: dict[str, Callable[[Any], float]] = {
+    "max_smtp_out": float,
+    "max_msg_rate": _per_second,
+    "max_msg_per_connection": lambda count: count or math.inf,
+}
+"""The settings whose loosening is worth a warning, and a number that is lower where they are stricter."""
+
+
+class PolicyTable:
+    """The layers of one VMTA, ready for look-ups. A VMTA that is not configured has the global layer only."""
+
+    def __init__(self, config: Config, vmta_name: str) -> None:
+        vmta = config.vmtas.get(vmta_name)
+        self._name = vmta_name
+        self._layers = [_layer(tables) for tables in (config.domains, *(vmta.layers if vmta else ()))]
+
+    def __repr__(self) -> str:
+        return f"PolicyTable({self._name!r}, {[len(layer) for layer in self._layers]} patterns)"
+
+    def explain(self, site: str, domain: str) -> dict[str, Setting]:  # noqa: ARG002  (providers come later)
+        """Every field of the policy and where its value stands; a built-in default has no file and line 0."""
+        return BUILT_IN | self._settings(domain)
+
+    def resolve(self, site: str, domain: str) -> DomainPolicy:  # noqa: ARG002
+        """The complete policy for a domain."""
+        values: dict[str, Any] = {field: setting.value for field, setting in self._settings(domain).items()}
+        return DomainPolicy(**values)
+
+    def _settings(self, domain: str) -> dict[str, Setting]:
+        settings: dict[str, Setting] = {}
+        names = [*patterns_for(domain)]
+        for layer in self._layers:
+            for name in names:
+                if found := layer.get(name):
+                    settings |= found
+        return settings
+
+
+def _layer(tables: tuple[DomainTable, ...]) -> Layer:
+    return {table.pattern: table.settings for table in tables}
+
+
+def patterns_for(domain: str) -> Iterator[str]:
+    """Every pattern that matches a domain, from the most general to the most specific."""
+    yield "*"
+    labels = domain.lower().split(".")
+    for start in range(len(labels) - 1, 0, -1):
+        suffix = ".".join(labels[start:])
+        yield f"[*.]{suffix}"
+        yield f"*.{suffix}"
+    whole = ".".join(labels)
+    yield f"[*.]{whole}"
+    yield whole
+
+
+def resolve(config: Config, vmta_name: str, site: str, domain: str) -> DomainPolicy:
+    """The complete policy for one domain. Who asks more than once keeps a `PolicyTable`."""
+    return PolicyTable(config, vmta_name).resolve(site, domain)
+
+
+def explain(config: Config, vmta_name: str, site: str, domain: str) -> dict[str, Setting]:
+    """Where each value of `resolve` comes from, by field name."""
+    return PolicyTable(config, vmta_name).explain(site, domain)
+
+
+def choose_vmta(config: Config, source: Source, envelope: Envelope) -> str:
+    """The VMTA for a message: the one it asks for, where its source lets it ask, else the source's default.
+
+    Names have no upper case, so `X-Virtual-MTA: Bulk` can only mean `bulk`. Raises MessageRefused.
+    """
+    if not envelope.virtual_mta or not source.process_x_virtual_mta:
+        return source.default_virtual_mta
+    wanted = envelope.virtual_mta.lower()
+    if wanted not in config.vmtas:
+        raise MessageRefused(
+            f'x-virtual-mta names the VMTA "{address.show(envelope.virtual_mta)}", which does not exist'
+        )
+    if source.allowed_virtual_mta and wanted not in source.allowed_virtual_mta:
+        raise MessageRefused(
+            f'x-virtual-mta names the VMTA "{wanted}", which the source "{source.name}" does not allow'
+        )
+    return wanted
+
+
+def warnings(config: Config) -> list[str]:
+    """Where a VMTA's `*` undoes a stricter limit of a global domain, as `file:line: ...`, one line a setting."""
+    strict = [
+        (table.pattern, field, table.settings[field])
+        for table in config.domains
+        if table.pattern != "*"
+        for field in _LIMITS
+        if field in table.settings
+    ]
+    found: dict[str, None] = {}  # a policy file that several VMTAs share warns once
+    for vmta in config.vmtas.values():
+        stars = [table for layer in vmta.layers for table in layer if table.pattern == "*"]
+        if strict and any(field in table.settings for table in stars for field in _LIMITS):
+            found |= dict.fromkeys(_undone(vmta.name, PolicyTable(config, vmta.name), stars, strict))
+    return [*found]
+
+
+def _undone(
+    name: str, policies: PolicyTable, stars: list[DomainTable], strict: list[tuple[str, str, Setting]]
+) -> Iterator[str]:
+    for field, is_at in _LIMITS.items():
+        loosened: dict[tuple[str, int], list[tuple[str, Setting]]] = {}
+        for pattern, limited, limit in strict:
+            if limited != field:
+                continue
+            # one domain stands for all that the pattern matches
+            domain = f"any{pattern[1:]}" if pattern.startswith("*.") else pattern.removeprefix("[*.]")
+            holds = policies.explain(domain, domain)[field]
+            is_star = any(table.settings.get(field) is holds for table in stars)
+            if is_star and is_at(holds.value) > is_at(limit.value):
+                loosened.setdefault((holds.file, holds.line), []).append((pattern, limit))
+        for (file, line), undone in loosened.items():
+            pattern, limit = undone[0]
+            more = f" and {len(undone) - 1} more" if len(undone) > 1 else ""
+            yield (
+                f'{file}:{line}: domain."*".{field.replace("_", "-")} of the VMTA "{name}" undoes '
+                f'the stricter limit of domain."{pattern}" in {limit.file}:{limit.line}{more}'
+            )

@@ -52,6 +52,9 @@ log = logging.getLogger("spoolmta")
 SYNC_AFTER_NS = 250_000_000
 """A removal that has waited this long for somebody's sync makes its own (design, section 3)."""
 RESCAN = 60.0
+SATURATED = 0.005
+"""Seconds by which turns come late, on average, when the processor and not the receivers holds us up: more sessions
+would only cost more then (with 160 queues and 50 sessions each: 7 % of the CPU)."""
 DRAIN = 30.0
 MAX_CONNECTS = 10
 
@@ -147,6 +150,7 @@ class Delivery:
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
         self._wall = time.time() - time.monotonic()
         self._turn_requested = False
+        self._requested_at = self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
         self._next_source = 0
@@ -288,10 +292,13 @@ class Delivery:
     def _request_turn(self) -> None:
         if not self._turn_requested:
             self._turn_requested = True
+            self._requested_at = time.monotonic()
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._turn_requested = False
+        self._lag += 0.1 * (time.monotonic() - self._requested_at - self._lag)
+        self._scheduler.is_saturated = self._lag > SATURATED
         self._write()
         if self._scan_wanted and self._scheduler.size == 0:
             self._scan()

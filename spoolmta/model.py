@@ -27,6 +27,8 @@ class Stage(enum.Enum):
     DATA = "data"
     EOD = "end of data"
 
+    __hash__ = object.__hash__  # Enum's own is a Python function, and stages are looked up for every step
+
 
 class FailureKind(enum.Enum):
     """What can go wrong without a reply that can be obeyed."""
@@ -53,6 +55,8 @@ class Outcome(enum.Enum):
     EXPIRED = "E"
     DELETED = "X"
     QUARANTINED = "Q"
+
+    __hash__ = object.__hash__
 
 
 class Scope(enum.Enum):

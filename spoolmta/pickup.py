@@ -214,6 +214,7 @@ class Pickup:
         self._leaving = False
         self._new_config: Config | None = None
         self._is_full = False
+        self._user = os.geteuid()
 
     # The life of the process
 
@@ -416,7 +417,7 @@ class Pickup:
             must_copy = must_copy or verdict == "copy"
             if status.st_size > folder.source.max_message_size:
                 return self._refuse(path, f"larger than max-message-size ({folder.source.max_message_size} bytes)")
-            if not must_copy and status.st_uid != os.geteuid() and not self._own(descriptor):
+            if not must_copy and status.st_uid != self._user and not self._own(descriptor):
                 if self._config.copy == "never":
                     self._leave_alone(folder, name, 'belongs to another user, and copy is "never"')
                     return False

@@ -29,6 +29,8 @@ BATCH = 500
 """Names given back in one step; the rest follows in the next turn of the loop, so that a big condemned queue does
 not hold up the others."""
 SOON = 0.001
+ENOUGH = 3
+"""Sessions a site may have when our own processor is what holds us up (`is_saturated`): one sends while another waits."""
 
 
 class Locate(Struct, frozen=True):
@@ -229,6 +231,7 @@ class Scheduler:
         self._decided: list[Action] = []
         self.size = 0
         self.draining = False
+        self.is_saturated = False
 
     def __repr__(self) -> str:
         return f"Scheduler(size={self.size}, sessions={len(self._sessions)}, queues={self.queues}, sites={self.sites})"
@@ -450,7 +453,9 @@ class Scheduler:
         wanted = sum(len(queue.ready) for queue in site.rotation) if len(site.rotation) < 32 else room
         # Slow start: as many more as are open already. A queue is often empty before a second session is.
         established = len(site.sessions) - site.opening
-        room = min(room, max(2, established) - site.opening)
+        room = min(room, (2 if self.is_saturated else max(2, established)) - site.opening)
+        if self.is_saturated and established >= ENOUGH:
+            return
         for _ in range(min(room, wanted - site.opening)):
             if self.max_smtp_out and len(self._sessions) >= self.max_smtp_out:
                 self._starved[site] = None

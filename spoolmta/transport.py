@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
@@ -219,7 +220,7 @@ async def connect(
             except OSError as error:
                 raise WireError(Failure(FailureKind.LOCAL, f"cannot bind {source}: {error.strerror}")) from None
         async with asyncio.timeout(timeout):
-            await loop.sock_connect(sock, (address, port))
+            await _connect(loop, sock, (address, port))
         used = str(sock.getsockname()[0])
         await loop.create_connection(lambda: protocol, sock=sock)
     except WireError:
@@ -235,6 +236,24 @@ async def connect(
         sock.close()
         raise WireError(_connect_failure(error, f"{address}:{port}")) from None
     return used
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, where: tuple[str, int]) -> None:
+    """Connect without `loop.sock_connect`, which on uvloop starts four threads to look up what is an address already."""
+    try:
+        sock.connect(where)
+        return
+    except BlockingIOError:
+        pass
+    writable = loop.create_future()
+    loop.add_writer(sock, lambda: writable.done() or writable.set_result(None))
+    try:
+        await writable
+    finally:
+        loop.remove_writer(sock)
+    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def _connect_failure(error: OSError, where: str) -> Failure:

@@ -11,6 +11,7 @@ import glob
 import pathlib
 import re
 import tomllib
+from collections.abc import Iterator
 from typing import Any
 
 from spoolmta import address
@@ -95,31 +96,27 @@ class Document:
         for key in grown.keys() & tree.keys():
             for number in range(len(tree[key]) if isinstance(tree[key], list) else 0):
                 self._places.setdefault((key, grown[key] + number), (file, found.keys[key,]))
-        self._merge(self.tree, tree, (), file, found.keys, taken, problems)
-
-    def _merge(
-        self,
-        into: dict[str, Any],
-        tree: dict[str, Any],
-        above: Path,
-        file: str,
-        keys: dict[Path, int],
-        taken: set[Path],
-        problems: Problems,
-    ) -> None:
-        for key, value in tree.items():
-            path = (*above, key)
-            old = into.setdefault(key, value)
-            if old is value:
-                continue
-            if isinstance(old, dict) and isinstance(value, dict):
-                self._merge(old, value, path, file, keys, taken, problems)
-            elif isinstance(old, list) and isinstance(value, list) and not above:
-                old.extend(value)
-            elif above not in taken:
+        for path in list(_grow(self.tree, tree)):
+            if path[:-1] not in taken:
                 first = self.place(path)
-                line = next((keys[path[:end]] for end in range(len(path), 0, -1) if path[:end] in keys), 1)
+                line = next((found.keys[path[:end]] for end in range(len(path), 0, -1) if path[:end] in found.keys), 1)
                 problems.add((file, line), path, f"the same key stands in {first[0]}:{first[1]}")
+
+
+def _grow(into: dict[str, Any], tree: dict[str, Any], above: Path = ()) -> Iterator[Path]:
+    """Adds one tree to another; gives the paths of what both have, which stays as it was."""
+    for key, value in tree.items():
+        path = (*above, key)
+        if key not in into:
+            into[key] = value
+            continue
+        old = into[key]
+        if isinstance(old, dict) and isinstance(value, dict):
+            yield from _grow(old, value, path)
+        elif isinstance(old, list) and isinstance(value, list) and not above:
+            old.extend(value)
+        else:
+            yield path
 
 
 def dotted(path: Path) -> str:

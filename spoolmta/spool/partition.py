@@ -297,7 +297,7 @@ def _read(path: str, size: int) -> bytes:
     descriptor = os.open(path, disk.GUARDED)
     try:
         data = os.read(descriptor, size + 1)
-        while 0 < len(data) <= size:
+        while len(data) < size:
             more = os.read(descriptor, size + 1 - len(data))
             if not more:
                 break

@@ -1,0 +1,74 @@
+"""The shipped configuration is also its documentation: what it says must be so."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from spoolmta import config, policy
+from spoolmta.model import Config, DomainPolicy, Source, Vmta
+
+ETC = Path(__file__).parents[2] / "etc"
+COMMENTED = re.compile(r"^# (\[.*\]|[a-z-]+ = .*)$", re.MULTILINE)
+
+
+def uncommented() -> str:
+    return COMMENTED.sub(r"\1", (ETC / "spoolmta.toml").read_text())
+
+
+@pytest.fixture
+def with_everything(tmp_path: Path) -> Config:
+    """The shipped configuration with every key in use that is commented out in it."""
+    shutil.copytree(ETC, tmp_path / "etc")
+    (tmp_path / "etc/spoolmta.toml").write_text(f"{uncommented()}\n[vmta.news]\n")
+    return config.load(str(tmp_path / "etc/spoolmta.toml"))
+
+
+def documented() -> set[str]:
+    found, table = set(), ""
+    for line in uncommented().splitlines():
+        if header := re.fullmatch(r"\[+(.*?)\]+", line):
+            table = "domain" if "domain" in header[1] else header[1].partition(".")[0]
+        elif key := re.match(r"([a-z-]+) = ", line):
+            found.add(f"{table}.{key[1]}" if table else key[1])
+    return found
+
+
+def test_every_key_is_documented_and_every_documented_key_exists() -> None:
+    assert documented() == set(config.known_keys())
+
+
+def test_every_field_of_a_domain_policy_has_its_key() -> None:
+    fields = {f"domain.{field.replace('_', '-')}" for field in DomainPolicy.__struct_fields__}
+    assert fields == {key for key in config.known_keys() if key.startswith("domain.")}
+
+
+def test_the_shipped_configuration_loads_and_warns_of_nothing() -> None:
+    loaded = config.load(str(ETC / "spoolmta.toml"))
+    assert loaded.spool == str(ETC.parent.resolve() / "spool")
+    assert loaded.acct_files[0].records == ("r", "d", "b", "t", "tq")
+    assert policy.resolve(loaded, "default", "a.b", "a.b").connection_idle_timeout == 5.0
+    assert policy.warnings(loaded) == []
+
+
+def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -> None:
+    assert set(with_everything.vmtas) == {"default", "bulk", "news"}
+    assert policy.resolve(with_everything, "bulk", "gmail.com", "gmail.com").max_smtp_out == 10
+
+
+def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
+    told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
+    told |= {"smtp_hosts": (), "connection_idle_timeout": 0.0}  # an example, and the one that is set on purpose
+    assert told == msgspec.structs.asdict(DomainPolicy())
+    plain = Config(host_name="", spool="")
+    for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy"):
+        assert getattr(with_everything, field) == getattr(plain, field)
+    source = with_everything.sources["pickup"]
+    allowed, folder = source.allowed_virtual_mta, source.pickup
+    assert source == Source(name="pickup", allowed_virtual_mta=allowed, pickup=folder)
+    assert folder == f"{with_everything.spool}/pickup"
+    assert with_everything.vmtas["bulk"].max_smtp_out == Vmta(name="").max_smtp_out

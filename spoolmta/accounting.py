@@ -16,6 +16,7 @@ import os
 import time
 
 from spoolmta import disk
+from spoolmta.errors import SpoolError
 from spoolmta.model import AcctFile, Struct
 from spoolmta.shared import Cell, Page, Row
 
@@ -100,23 +101,38 @@ class Log:
         self._files = files
         self._page = page
         self._row = row
-        self._targets: list[_Target] = []
-        self._wanted: frozenset[str] = frozenset()
+        self._next: tuple[AcctFile, ...] | None = None
         self.is_dirty = False
-        self._open()
+        self._generation = page.log_generation
+        self._targets = self._open(files)
+        self._opened()
 
-    def _open(self) -> None:
-        self._generation = self._page.log_generation
-        for file in self._files:
-            make(file)
-            columns = header(file.records)
-            places: dict[str, list[int] | None] = {}
-            width = {}
-            for record in file.records:
-                own = COLUMNS[record]
-                places[record] = None if columns[: len(own)] == own else [columns.index(name) for name in own]
-                width[record] = len(columns)
-            self._targets.append(_Target(file.path, disk.AppendFile(file.path, RESERVE), places, width, []))
+    def __repr__(self) -> str:
+        return f"Log(generation={self._generation}, {self._targets})"
+
+    def _open(self, files: tuple[AcctFile, ...]) -> list[_Target]:
+        targets: list[_Target] = []
+        try:
+            for file in files:
+                targets.append(self._open_one(file))
+        except BaseException:
+            for target in targets:
+                target.file.close()
+            raise
+        return targets
+
+    def _open_one(self, file: AcctFile) -> _Target:
+        make(file)
+        columns = header(file.records)
+        places: dict[str, list[int] | None] = {}
+        width = {}
+        for record in file.records:
+            own = COLUMNS[record]
+            places[record] = None if columns[: len(own)] == own else [columns.index(name) for name in own]
+            width[record] = len(columns)
+        return _Target(file.path, disk.AppendFile(file.path, RESERVE, shared=True), places, width, [])
+
+    def _opened(self) -> None:
         self._wanted = frozenset(record for file in self._files for record in file.records)
         self._row[Cell.LOG_GENERATION] = self._generation
 
@@ -150,27 +166,49 @@ class Log:
                 lines, target.lines = target.lines, []
                 target.file.append("".join(lines).encode("utf-8", "replace"))
         self.is_dirty = False
+        if self._next is not None:
+            files, self._next = self._next, None
+            self._switch(files)
 
     def reopen_if_rotated(self) -> None:
-        """Move on to the new files of a rotation; rows collected stay collected."""
+        """Move on to the new files of a rotation; rows collected stay collected. What a full disk has refused belongs
+        to the old file: until it is written there (SpoolError), the rotation waits for us."""
         if self._generation == self._page.log_generation:
             return
-        lines = {target.path: target.lines for target in self._targets}
         for target in self._targets:
-            target.file.close()
-        self._targets = []
-        self._open()
-        for target in self._targets:
-            target.lines = lines.get(target.path, [])
+            if target.file.has_rest:
+                target.file.append(b"")
+        generation = self._page.log_generation
+        self._switch(self._files)
+        self._generation = generation
+        self._opened()
 
     def reconfigure(self, files: tuple[AcctFile, ...]) -> None:
-        """Write to other files from now on; what was collected goes to the old ones."""
-        if files != self._files:
+        """Write to other files from now on; what was collected goes to the old ones, first, if need be later (a full
+        disk)."""
+        if files == self._files and self._next is None:
+            return
+        self._next = files
+        self.is_dirty = True
+        try:
             self.flush()
-            for target in self._targets:
+        except SpoolError:
+            pass  # the next flush says so again, or succeeds
+
+    def _switch(self, files: tuple[AcctFile, ...]) -> None:
+        """Open these, then close the others, whose rows a later `sync` would not reach any more."""
+        lines = {target.path: target.lines for target in self._targets}
+        targets = self._open(files)
+        old, self._targets = self._targets, targets
+        self._files = files
+        for target in targets:
+            target.lines = lines.get(target.path, [])
+        for target in old:
+            try:
+                target.file.sync()
+            finally:
                 target.file.close()
-            self._targets, self._files = [], files
-            self._open()
+        self._opened()
 
     def sync(self) -> None:
         """Make all rows durable."""
@@ -216,17 +254,29 @@ class Rotation:
         self._pending: list[tuple[str, str]] = []
         self._since = dict.fromkeys((file.path for file in files), now)
         for file in files:
-            if os.path.exists(file.path + ".rotating"):
-                self._pending.append((file.path + ".rotating", self._final_name(file.path, now)))
             make(file)
+            rotating = file.path + ".rotating"
+            if os.path.exists(rotating):
+                if os.path.samefile(rotating, file.path):
+                    os.unlink(rotating)  # a crash before the new file was in place: nothing was rotated
+                else:
+                    self._pending.append((rotating, self._final_name(file.path, now)))
+
+    def __repr__(self) -> str:
+        return f"Rotation(pending={self._pending}, since={self._since})"
 
     def due(self, now: float) -> list[AcctFile]:
-        """Files to rotate now: older than move-interval, larger than max-size, or begun on another day."""
+        """Files to rotate now: older than move-interval, larger than max-size, or begun on another day; and those that
+        somebody has taken away."""
         found = []
         for file in self._files:
             began = self._since[file.path]
             other_day = time.localtime(began).tm_yday != time.localtime(now).tm_yday
-            size = os.path.getsize(file.path)
+            try:
+                size = os.path.getsize(file.path)
+            except FileNotFoundError:
+                found.append(file)
+                continue
             if (now - began >= file.move_interval or other_day or size > file.max_size) and self._has_rows(file, size):
                 found.append(file)
         return found
@@ -236,10 +286,14 @@ class Rotation:
         if self._pending or not files:
             return
         for file in files:
-            self._pending.append((file.path + ".rotating", self._final_name(file.path, now)))
+            fresh, rotating = _write_header(file), file.path + ".rotating"
             # No moment without a file of this name: a process that starts now opens the old one or the new one.
-            disk.link(file.path, file.path + ".rotating")
-            os.rename(_write_header(file), file.path)
+            try:
+                disk.link(file.path, rotating)
+                self._pending.append((rotating, self._final_name(file.path, now)))
+            except FileNotFoundError:
+                pass  # taken away by somebody: a new one, for all writers
+            os.rename(fresh, file.path)
             self._since[file.path] = now
         page.next_log_generation()
 
@@ -247,9 +301,13 @@ class Rotation:
         """Give rotated files their final names once every living writer has moved on (its generation in
         `generations`). True if nothing is pending any more."""
         if self._pending and all(generation >= page.log_generation for generation in generations):
-            for source, target in self._pending:
-                disk.rename(source, target)
-            self._pending = []
+            while self._pending:
+                source, target = self._pending[0]
+                try:
+                    disk.rename(source, target)
+                except FileNotFoundError:
+                    pass  # taken away by somebody
+                del self._pending[0]
         return not self._pending
 
     @property
@@ -266,4 +324,7 @@ class Rotation:
         numbers = [0]
         for name in glob.glob(f"{glob.escape(base)}-{day}-[0-9][0-9][0-9][0-9]{glob.escape(ending)}*"):
             numbers.append(int(name[len(base) + len(day) + 2 :][:4]) + 1)
-        return f"{base}-{day}-{max(numbers):04d}{ending}"
+        number = max(numbers)
+        while os.path.lexists(f"{base}-{day}-{number:04d}{ending}"):
+            number += 1
+        return f"{base}-{day}-{number:04d}{ending}"

@@ -31,7 +31,7 @@ _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _ROUTE = re.compile(r"\A@[^:]*:")  # RFC 5321 appendix C: a source route is accepted and ignored
 
 
-class NotAnAddress(ValueError):  # noqa: N818  (it reads as the sentence it is)
+class NotAnAddress(ValueError):
     """Why a text is not an address: a clause without the text itself."""
 
 

@@ -184,8 +184,8 @@ def status(context: click.Context, as_json: bool, everything: bool) -> None:
         + (", stopping" if answer["stopping"] else "")
     )
     click.echo(
-        f"pickup: {intake['messages']} messages for {intake['recipients']} recipients taken, {intake['refused']} refused, "
-        f"{intake['left_alone']} left alone, {intake['waiting']} waiting"
+        f"pickup: {intake['messages']} messages for {intake['recipients']} recipients taken, "
+        f"{intake['refused']} refused, {intake['left_alone']} left alone, {intake['waiting']} waiting"
         + (", STOPPED: the disk is full" if intake["disk_full"] else "")
     )
     for name in answer["unconfigured_queues"]:
@@ -301,7 +301,7 @@ def chosen(layout: Layout, vmta: str, domain: str, job: str, rcpt: str, orig: st
 @filters
 @click.option("--max-items", default=100, show_default=True, help="At most so many messages.")
 @click.pass_context
-def queue_list(context: click.Context, as_json: bool, max_items: int, **choice: str) -> None:
+def queue_list(context: click.Context, /, as_json: bool, max_items: int, **choice: str) -> None:
     """Messages in the queue, oldest first."""
     layout = layout_of(context)
     items = sorted(chosen(layout, **choice), key=lambda item: item.received)
@@ -330,7 +330,7 @@ def queue_list(context: click.Context, as_json: bool, max_items: int, **choice: 
 @queue.command("count")
 @filters
 @click.pass_context
-def queue_count(context: click.Context, as_json: bool, **choice: str) -> None:
+def queue_count(context: click.Context, /, as_json: bool, **choice: str) -> None:
     """Messages and recipients per queue."""
     rows: dict[str, dict[str, Any]] = {}
     for item in chosen(layout_of(context), **choice):
@@ -421,8 +421,8 @@ def queue_audit(context: click.Context, as_json: bool) -> None:
         click.echo(msgspec.json.encode(values).decode())
     else:
         click.echo(
-            f"accepted {result.accepted} = delivered {result.delivered} + bounced {result.bounced} + expired {result.expired}"
-            f" + deleted {result.deleted} + quarantined {result.quarantined} + queued {result.queued}"
+            f"accepted {result.accepted} = delivered {result.delivered} + bounced {result.bounced}"
+            f" + expired {result.expired} + deleted {result.deleted} + quarantined {result.quarantined} + queued {result.queued}"
         )
         click.echo("balanced" if result.balanced else f"NOT BALANCED: difference {result.difference}")
     if not result.balanced:

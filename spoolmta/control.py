@@ -9,10 +9,12 @@ A question is one JSON object on a line, the answer too. Garbage gets an error a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -48,6 +50,9 @@ class HintReader:
             return []
         parts = (self._rest + data).split(b"\n")
         self._rest = parts.pop()
+        if len(self._rest) > PIPE_BUF:
+            self._rest = b""
+            parts.append(SCAN.encode())  # no writer of ours writes such a line: whatever it was, the directory knows
         return [part.decode("utf-8", "surrogateescape") for part in parts]
 
 
@@ -85,13 +90,20 @@ class HintWriter:
         try:
             os.write(self._descriptor(vmta), data)
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ENXIO, errno.ENOENT):
+            if error.errno not in (errno.EAGAIN, errno.ENXIO, errno.ENOENT, errno.EPIPE):
                 raise
-            # ENXIO, ENOENT: nobody is there to read; whoever comes scans first.
+            # ENXIO, ENOENT, EPIPE: nobody is there to read; whoever comes scans first.
             if error.errno == errno.EAGAIN:
                 self._owed.add(vmta)
+            if error.errno == errno.EPIPE:
+                os.close(self._open.pop(vmta))  # the FIFO may have been made anew: this one leads nowhere
+                return self._write(vmta, data)
             return False
         return True
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
 
     def _descriptor(self, vmta: str) -> int:
         descriptor = self._open.get(vmta)
@@ -106,7 +118,7 @@ class HintWriter:
 
 
 class Server:
-    """The supervisor's socket. It never waits for a client: a client that does not read loses its answer."""
+    """The supervisor's socket. A client that does not read its answer within two seconds loses it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -117,7 +129,11 @@ class Server:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            self.socket.bind(path)
+            with _short(path) as name:
+                self.socket.bind(name)
+        except OSError:
+            self.socket.close()
+            raise
         finally:
             os.umask(mask)
         self.socket.listen(16)
@@ -128,7 +144,7 @@ class Server:
         """A new client's descriptor, to be watched for reading."""
         try:
             client, _ = self.socket.accept()
-        except BlockingIOError:
+        except OSError:  # nobody there any more, or no descriptor left
             return None
         client.settimeout(2.0)
         self._clients[client.fileno()] = (client, b"")
@@ -150,7 +166,7 @@ class Server:
             return None
         try:
             question = msgspec.json.decode(data, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
         return question
 
@@ -182,7 +198,8 @@ def ask(path: str, question: dict[str, Any], timeout: float = 10.0) -> dict[str,
     client.settimeout(timeout)
     data = b""
     try:
-        client.connect(path)
+        with _short(path) as name:
+            client.connect(name)
         client.sendall(msgspec.json.encode(question) + b"\n")
         while not data.endswith(b"\n"):
             more = client.recv(1 << 20)
@@ -197,4 +214,20 @@ def ask(path: str, question: dict[str, Any], timeout: float = 10.0) -> dict[str,
         client.close()
     if not data:
         raise UnavailableError("spoolmta closed the connection without an answer")
-    return msgspec.json.decode(data, type=dict[str, Any])
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnavailableError("spoolmta went away in the middle of its answer") from None
+
+
+@contextlib.contextmanager
+def _short(path: str) -> Iterator[str]:
+    """The path in a form that fits a socket address, which holds 107 bytes."""
+    if len(os.fsencode(path)) <= 107:
+        yield path
+        return
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+    finally:
+        os.close(folder)

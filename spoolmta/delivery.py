@@ -18,93 +18,52 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
-from spoolmta import accounting, disk, entry, message, record, schedule, verdict
+from spoolmta import disk, entry, message, record, schedule, state, verdict
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
+from spoolmta.ledger import Ledger, Way
 from spoolmta.model import (
     Answer,
     Config,
     DomainPolicy,
     Failure,
     FailureKind,
-    Host,
-    Outcome,
     Recipient,
-    Reply,
-    SourceHost,
     Stage,
-    Struct,
     Vmta,
 )
+from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
 from spoolmta.resolver import Resolver, Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
-from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet, transaction
+from spoolmta.smtp.client import Capabilities, Result, transaction
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition
-from spoolmta.transport import Connection, connect
+from spoolmta.transport import Connection
 
 log = logging.getLogger("spoolmta")
 
-SYNC_AFTER_NS = 250_000_000
-"""A removal that has waited this long for somebody's sync makes its own (design, section 3)."""
 RESCAN = 60.0
 SATURATED = 0.005
 """Seconds by which turns come late, on average, when the processor and not the receivers holds us up: more sessions
 would only cost more then (with 160 queues and 50 sessions each: 7 % of the CPU)."""
 DRAIN = 30.0
-MAX_CONNECTS = 10
-
-_COUNTED = {
-    Outcome.DELIVERED: Cell.DELIVERED,
-    Outcome.BOUNCED: Cell.BOUNCED,
-    Outcome.EXPIRED: Cell.EXPIRED,
-    None: Cell.DEFERRED,
-}
-
-
-class SiteState(Struct):
-    """What a site's failures leave behind for the next process."""
-
-    failures: int
-    blocked_until: float
-    reason: str
-
-
-class State(Struct):
-    """`state/<vmta>`: when the process wants to be woken (Unix seconds, 0 for never), and its sites' failures."""
-
-    wake: float = 0.0
-    sites: dict[str, SiteState] = {}
-
-
-def load_state(layout: Layout, vmta: str) -> State:
-    """The state a process left; an unreadable one counts as none (the queue itself is on disk)."""
-    try:
-        with open(layout.state(vmta), "rb") as file:
-            return msgspec.json.decode(file.read(), type=State)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return State()
 
 
 class Lane:
     """A session as the process sees it: its connection, where it goes, what it carries."""
 
     __slots__ = (
-        "address",
         "answers",
         "capabilities",
         "connection",
         "domain",
-        "host",
+        "ends",
         "loaded",
         "name",
         "number",
         "size",
-        "source",
         "task",
         "unsent",
     )
@@ -113,9 +72,7 @@ class Lane:
         self.number = number
         self.connection: Connection | None = None
         self.task: asyncio.Task[None] | None = None
-        self.host = ""
-        self.address = ""
-        self.source = ""
+        self.ends = Ends()
         self.capabilities = Capabilities()
         self.domain = ""
         self.name = ""
@@ -136,15 +93,12 @@ class Delivery:
         self._policy_cache: dict[str, DomainPolicy] = {}
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta)
-        self._log = accounting.Log(config.acct_files, page, row)
-        self._clock, self._queued_clock = accounting.Clock(), accounting.Clock()
-        self._committer = disk.Committer(layout.root)
-        self._shares_sync = self._log.lies_on(os.stat(layout.root).st_dev)
+        self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
         self._scheduler = Scheduler(self._vmta.max_smtp_out)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._chance = random.Random()
-        self._resolver = Resolver(config.nameservers, self._chance)
+        self._opener = self._make_opener()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
@@ -153,10 +107,13 @@ class Delivery:
         self._requested_at = self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
-        self._next_source = 0
         self._scan_wanted = True
         self._active_at = self._now()
         self._is_leaving = False
+
+    def _make_opener(self) -> Opener:
+        resolver = Resolver(self._config.nameservers, self._chance)
+        return Opener(self._vmta, self._config.host_name, resolver)
 
     def _policy(self, domain: str) -> DomainPolicy:
         policy = self._policy_cache.get(domain)
@@ -180,8 +137,7 @@ class Delivery:
         loop.add_reader(self._hints.descriptor, self._read_hints)
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
-        state = load_state(self._layout, self._vmta.name)
-        self._scheduler.remember({k: (s.failures, s.blocked_until, s.reason) for k, s in state.sites.items()})
+        self._scheduler.remember(state.load(self._layout, self._vmta.name).sites)
         self._scan()
         self._partition.forget_settled()
         self._request_turn()
@@ -210,14 +166,13 @@ class Delivery:
             if self._is_idle() and now - self._active_at > self._config.sleep_after:
                 self.leave(False)
                 return
-            if self._partition.waiting_since is not None or self._partition.is_dirty or self._log.is_dirty:
+            if not self._ledger.is_settled:
                 self._request_turn()
 
     def _is_idle(self) -> bool:
         return (
             not self._lanes
-            and not self._partition.is_dirty
-            and self._partition.waiting_since is None
+            and self._ledger.is_settled
             and self._scheduler.next_due() > self._now() + self._config.sleep_after
         )
 
@@ -232,10 +187,8 @@ class Delivery:
             task.cancel()
         for lane in list(self._lanes.values()):
             is_opening = lane.task is not None and not lane.task.done()
-            if (
-                is_opening
-                or is_orphan
-                and not (lane.connection and lane.connection.is_busy and lane.connection.stage is Stage.EOD)
+            if is_opening or (
+                is_orphan and not (lane.connection and lane.connection.is_busy and lane.connection.stage is Stage.EOD)
             ):
                 self._abandon(lane)
         self._loop.call_later(DRAIN, self._give_up)
@@ -254,19 +207,9 @@ class Delivery:
         self._lanes.pop(lane.number, None)
 
     def _close(self) -> None:
-        try:
-            self._write()
-            if self._partition.waiting_since is not None:
-                self._partition.reap(self._sync())
-        except SpoolError as error:
-            log.error("%s", error)
-        states = {k: SiteState(*s) for k, s in self._scheduler.states().items()}
-        due = self._scheduler.next_due()
-        state = State(0.0 if due == math.inf else due, states)
-        disk.replace(self._layout.state(self._vmta.name), msgspec.json.encode(state))
-        self._log.close()
+        self._ledger.close()
+        state.save(self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.states())
         self._partition.close()
-        self._committer.close()
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
@@ -274,8 +217,8 @@ class Delivery:
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
         self._policies = PolicyTable(config, self._vmta.name)
         self._policy_cache.clear()
-        self._log.reconfigure(config.acct_files)
-        self._resolver = Resolver(config.nameservers, self._chance)
+        self._ledger.reconfigure(config.acct_files)
+        self._opener = self._make_opener()
         policies = {key: self._policy(key) for key in self._scheduler.sites}
         self._scheduler.reconfigure(self._vmta.max_smtp_out, policies)
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
@@ -283,7 +226,7 @@ class Delivery:
 
     def _reopen(self) -> None:
         try:
-            self._log.flush()
+            self._ledger.log.flush()
         except SpoolError as error:
             log.error("%s", error)
 
@@ -322,43 +265,14 @@ class Delivery:
             self._timer = self._loop.call_later(max(0.001, wake - self._now()), self._request_turn)
 
     def _write(self) -> None:
-        """Account, then journal, then remove."""
-        try:
-            if self._log.is_dirty:
-                self._log.flush()
-            if self._partition.is_dirty:
-                self._partition.flush()
-        except SpoolError as error:
-            # A full disk: nothing more is removed, the rows and lines wait, and are written when there is room.
-            if not self._row[Cell.TROUBLE]:
-                log.error("%s; waiting for room", error)
-            self._row[Cell.TROUBLE] = 1
+        if not self._ledger.write():
             self._loop.call_later(1.0, self._request_turn)
-            return
-        self._row[Cell.TROUBLE] = 0
-        since = self._partition.waiting_since
-        if since is None:
-            return
-        synced = self._page.synced if self._shares_sync else 0
-        if synced <= since and time.monotonic_ns() - since > SYNC_AFTER_NS:
-            synced = self._sync()
-        if synced > since:
-            self._partition.reap(synced)
-        if self._partition.waiting_since is not None and self._sync_timer is None:
+        elif self._partition.waiting_since is not None and self._sync_timer is None:
             self._sync_timer = self._loop.call_later(0.26, self._on_sync_timer)
 
     def _on_sync_timer(self) -> None:
         self._sync_timer = None
         self._request_turn()
-
-    def _sync(self) -> int:
-        """Make the journal and the rows durable ourselves; everybody else gains from it too."""
-        began = self._committer.sync()
-        if self._shares_sync:
-            self._page.publish_sync(began)
-        else:
-            self._log.sync()
-        return began
 
     # Mail coming in
 
@@ -427,7 +341,7 @@ class Delivery:
     async def _locate(self, domain: str) -> None:
         policy = self._policy(domain)
         try:
-            route = await self._resolver.route(domain, policy)
+            route = await self._opener.resolver.route(domain, policy)
         except Unroutable as error:
             self._unroutable(domain, policy, error)
         else:
@@ -442,80 +356,22 @@ class Delivery:
             return
         pause = max(error.retry_in, policy.retry_after[0])
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)
-        self._write_queue_row(error.failure, Lane(0), domain)
+        self._ledger.note_queue_failure(error.failure, Ends(), domain)
 
     async def _open(self, lane: Lane, site: str, domain: str) -> None:
-        """Connect and say EHLO to the first host that lets us; the scheduler hears how it went."""
-        policy = self._policy(domain)
-        failure: Reply | Failure = Failure(FailureKind.NO_HOST, f"no usable host for {domain}")
-        try:
-            route = await self._resolver.route(domain, policy)
-            tries = 0
-            for host in route.hosts:
-                addresses = await self._resolver.addresses(host.name, self._families())
-                if isinstance(addresses, Failure):
-                    failure = addresses
-                    continue
-                for address in addresses:
-                    tries += 1
-                    if tries > MAX_CONNECTS:
-                        break
-                    result = await self._try_host(lane, host, address, policy)
-                    if result is None:
-                        self._scheduler.opened(lane.number, self._now())
-                        self._request_turn()
-                        return
-                    failure = result
-        except Unroutable as error:
-            failure = error.failure
-        self._lanes.pop(lane.number, None)
-        ours = isinstance(failure, Failure) and failure.kind is FailureKind.LOCAL
-        if self._scheduler.open_failed(lane.number, self._now(), str(failure), ours=ours):
-            self._write_queue_row(failure, lane, site)
-            if ours:
-                log.warning("%s: %s (mail for %s waits)", self._vmta.name, failure, site)
+        """Open a session; the scheduler hears how it went."""
+        result = await self._opener.open(domain, self._policy(domain), lambda: self._on_lost(lane))
+        now = self._now()
+        if isinstance(result, Opened):
+            lane.connection, lane.ends, lane.capabilities = result.connection, result.ends, result.capabilities
+            self._scheduler.opened(lane.number, now)
+        else:
+            self._lanes.pop(lane.number, None)
+            if self._scheduler.open_failed(lane.number, now, str(result.failure), ours=result.is_ours):
+                self._ledger.note_queue_failure(result.failure, result.ends, site)
+                if result.is_ours:
+                    log.warning("%s: %s (mail for %s waits)", self._vmta.name, result.failure, site)
         self._request_turn()
-
-    async def _try_host(self, lane: Lane, host: Host, address: str, policy: DomainPolicy) -> Reply | Failure | None:
-        """One address of one host; None when the session is ready."""
-        source = self._choose_source(address)
-        lane.host, lane.address, lane.source = host.name, address, source.address
-        connection = Connection(self._loop, _timeouts(policy), lambda: self._on_lost(lane))
-        finished: asyncio.Future[Any] = self._loop.create_future()
-        try:
-            port = host.port or policy.default_smtp_port
-            lane.source = await connect(self._loop, connection, address, port, source.address, policy.connect_timeout)
-        except WireError as error:
-            return error.failure
-        lane.connection = connection
-        ehlo_name = source.host_name or self._vmta.host_name or self._config.host_name
-        connection.run(greet(ehlo_name), finished.set_result)
-        try:
-            result = await finished
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
-        if isinstance(result, Refused):
-            connection.quit()
-            lane.connection = None
-            return result.answer.result
-        lane.capabilities = result
-        return None
-
-    def _choose_source(self, address: str) -> SourceHost:
-        """The VMTA's addresses take turns, per connection, within the family of the destination."""
-        wants_v6 = ":" in address
-        fitting = [host for host in self._vmta.source_hosts if (":" in host.address) == wants_v6]
-        if not fitting:
-            return SourceHost("")
-        self._next_source += 1
-        return fitting[self._next_source % len(fitting)]
-
-    def _families(self) -> frozenset[int]:
-        """The IP versions this VMTA can send from; without addresses of its own, whatever the system has."""
-        if not self._vmta.source_hosts:
-            return frozenset((4, 6))
-        return frozenset(6 if ":" in host.address else 4 for host in self._vmta.source_hosts)
 
     def _on_lost(self, lane: Lane) -> None:
         if self._lanes.pop(lane.number, None) is not None:
@@ -592,21 +448,9 @@ class Delivery:
         self._request_turn()
 
     def _settle(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> bool:
-        """Rows, journal lines and the entry's next state for one answer per recipient; True if any was delivered."""
-        attempt = self._attempt(lane, loaded)
-        done: list[Recipient] = []
-        delivered = False
-        for recipient, answer in zip(loaded.recipients, answers, strict=True):
-            judged = verdict.judge(answer)
-            self._log.write(record.recipient_row(attempt, recipient, answer, judged))
-            self._row.add(_COUNTED[judged.outcome], 1)
-            if judged.outcome is not None:
-                self._partition.settle(loaded, recipient, judged.outcome)
-                done.append(recipient)
-                delivered = delivered or judged.outcome is Outcome.DELIVERED
-        if delivered:
-            self._row.add(Cell.BYTES, attempt.size)
-        self._row.add(Cell.MESSAGES, 1)
+        """Write down one answer per recipient, and give the entry its next state; True if any was delivered."""
+        way = Way(lane.ends, lane.capabilities.listing, lane.size, lane.domain)
+        done, delivered = self._ledger.settle(loaded, answers, way)
         if len(done) == len(loaded.recipients):
             self._partition.remove(lane.domain, lane.name)
         else:
@@ -633,46 +477,6 @@ class Delivery:
             lane.domain, lane.name = domain, name
             self._settle(lane, loaded, [answer] * len(loaded.recipients))
             self._request_turn()
-
-    def _attempt(self, lane: Lane, loaded: Loaded) -> record.Attempt:
-        envelope, name = loaded.parsed.envelope, loaded.name
-        return record.Attempt(
-            self._clock.text(time.time()),
-            self._queued_clock.text(entry.received(name.id)),
-            envelope.sender,
-            name.source or "pickup",
-            "",
-            lane.source,
-            lane.host,
-            lane.address,
-            lane.capabilities.listing,
-            lane.size,
-            self._vmta.name,
-            envelope.job if name.job != "0" else "",  # intake has decided whether x-job counts
-            envelope.envid,
-            f"{lane.domain}/{self._vmta.name}",
-            name.pool,
-            name.id,
-            name.attempts + 1,
-        )
-
-    def _write_queue_row(self, result: Reply | Failure, lane: Lane, site: str) -> None:
-        queue = f"{site}/{self._vmta.name}"
-        logged = self._clock.text(time.time())
-        self._log.write(record.queue_row(logged, result, lane.host, lane.source, lane.address, self._vmta.name, queue))
-        self._request_turn()
-
-
-def _timeouts(policy: DomainPolicy) -> dict[Stage, float]:
-    """Seconds to wait at each stage: RFC 5321 section 4.5.3.2 where no directive says otherwise."""
-    return {
-        Stage.GREETING: policy.smtp_greeting_timeout,
-        Stage.EHLO: 300.0,
-        Stage.MAIL: 300.0,
-        Stage.RCPT: 300.0,
-        Stage.DATA: 120.0,
-        Stage.EOD: policy.data_send_timeout + policy.smtp_data_termination_timeout,
-    }
 
 
 def run(

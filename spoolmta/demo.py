@@ -82,7 +82,9 @@ def run(directory: str, messages: int) -> None:
     root = os.path.abspath(directory)
     _make_anew(root)
     console = Console(highlight=False)
-    console.print(f"[bold]spoolmta demo[/bold]: {messages} messages, three VMTAs, three receivers; files in {directory}/")
+    console.print(
+        f"[bold]spoolmta demo[/bold]: {messages} messages, three VMTAs, three receivers; files in {directory}/"
+    )
     port = _free_port()
     world = _fork(lambda: _serve(root, port))
     daemon = None
@@ -162,7 +164,7 @@ def _serve(root: str, port: int) -> None:
 
     async def serve() -> None:
         stop = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: stop.done() or stop.set_result(None))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None if stop.done() else stop.set_result(None))
         sink = Sink(Options(maildir=f"{root}/received", host_name="mx.example"))
         dns = DnsServer(zones)
         await sink.start([f"{address}:{port}" for address in RECEIVERS.values()])

@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import time
 
 from spoolmta.errors import SpoolError
@@ -31,6 +32,8 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _FALLOC_FL_KEEP_SIZE = 1
+_FLOCK = "hhqqi"
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 GUARDED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Flags to open a file somebody else put there: no symlink is followed, a FIFO does not hang."""
@@ -92,9 +95,11 @@ def lock_folder(path: str) -> int | None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(descriptor)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return descriptor
 
 
@@ -126,21 +131,29 @@ def is_open_for_writing(descriptor: int) -> bool:
     return False
 
 
-def preallocate(descriptor: int, ahead: int) -> None:
-    """Reserve `ahead` bytes behind the end of an append-only file, its length unchanged, so that a full disk
-    neither stops nor tears what must still be written. Filesystems without fallocate are left as they are."""
-    _fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, os.fstat(descriptor).st_size, ahead)
+def preallocate(descriptor: int, start: int, length: int) -> bool:
+    """Reserve the space from `start` on, length of the file unchanged, so that a full disk neither stops nor tears what
+    must still be written. False if the disk is full; filesystems without fallocate are left as they are."""
+    if _fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, start, length) == 0:
+        return True
+    return ctypes.get_errno() not in _FULL
 
 
 class AppendFile:
-    """A file that is only appended to, whole lines with one `write` each. Reserves space ahead of itself."""
+    """A file that is only appended to, whole lines with one `write` each. Reserves space ahead of itself: what does not
+    fit into it is not begun, so a full disk leaves no half line for other writers of the file to continue.
+    `shared` keeps a quarter of the reserve back for what those write at the same moment."""
 
-    def __init__(self, path: str, reserve: int = 65536, mode: int = 0o640) -> None:
+    def __init__(self, path: str, reserve: int = 65536, mode: int = 0o640, *, shared: bool = False) -> None:
         self.path = path
         self._reserve = reserve
+        self._spare = reserve // 4 if shared else 0
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
         self._reserved = 0
         self._rest = b""
+
+    def __repr__(self) -> str:
+        return f"AppendFile({self.path}, reserved to {self._reserved}, {len(self._rest)} bytes wait)"
 
     def cut_partial_line(self) -> None:
         """Drop a last line without its end, which a crash in the middle of a write leaves. Only for the owner."""
@@ -158,20 +171,36 @@ class AppendFile:
 
     def append(self, lines: bytes) -> None:
         """Append whole lines. What a full disk did not take is kept and written first next time.
-        Raises SpoolError when nothing more could be written."""
-        if self._reserved < len(lines):
-            preallocate(self._descriptor, self._reserve + len(lines))
-            self._reserved = self._reserve + len(lines)
+        Raises SpoolError when not everything could be written."""
         data = self._rest + lines
+        start = os.lseek(self._descriptor, 0, os.SEEK_END)
+        need = start + len(data) + self._spare
+        if need > self._reserved:
+            if preallocate(self._descriptor, start, len(data) + self._reserve):
+                self._reserved = start + len(data) + self._reserve
+            elif preallocate(self._descriptor, start, len(data) + self._spare):
+                self._reserved = need
+            else:
+                self._rest = data
+                raise SpoolError(f"cannot write {self.path}: No space left on device")
         try:
             written = os.write(self._descriptor, data)
         except OSError as error:
             self._rest = data
             raise SpoolError(f"cannot write {self.path}: {error.strerror}") from error
-        self._reserved -= written
         self._rest = data[written:]
         if self._rest:
+            self._take_back(data, written)
             raise SpoolError(f"cannot write {self.path}: No space left on device")
+
+    def _take_back(self, data: bytes, written: int) -> None:
+        """The disk took part of a line (a filesystem without fallocate): cut it off, unless somebody wrote behind it."""
+        whole = data.rfind(b"\n", 0, written) + 1
+        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        if whole < written and os.fstat(self._descriptor).st_size == end:
+            os.ftruncate(self._descriptor, end - (written - whole))
+            self._rest = data[whole:]
+            self._reserved = 0
 
     def sync(self) -> None:
         """Make what was appended durable. Raises SpoolError."""
@@ -212,8 +241,12 @@ def replace(path: str, data: bytes, mode: int = 0o640) -> None:
     temporary = f"{path}.{os.getpid()}.new"
     remove(temporary)
     write_new(temporary, data, mode)
-    sync_path(temporary)
-    os.rename(temporary, path)
+    try:
+        sync_path(temporary)
+        os.rename(temporary, path)
+    except OSError:
+        remove(temporary)
+        raise
     sync_path(os.path.dirname(path))
 
 
@@ -238,15 +271,13 @@ def free(path: str) -> tuple[int, int]:
 
 
 def is_locked(path: str) -> bool:
-    """Whether a living process holds the lock of `lock_process`."""
+    """Whether a living process holds the lock of `lock_process`. Only asks: whoever takes it now is not disturbed."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
         return False
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
+        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     finally:
         os.close(descriptor)
-    return False
+    return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)

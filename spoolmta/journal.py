@@ -16,10 +16,13 @@ Compaction keeps the lines of entries that still lie in the spool and adds the o
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Collection, Iterable
 
 from spoolmta import disk
+from spoolmta.address import NotAnAddress, split
+from spoolmta.errors import SpoolError
 from spoolmta.model import Outcome
 
 ACCEPTED = "A"
@@ -38,6 +41,17 @@ def escape(address: str) -> str:
         else "".join(f"%{b:02X}" for b in ch.encode("utf-8", "surrogateescape"))
         for ch in address
     )
+
+
+def folder(address: str) -> str:
+    """The domain folder of an escaped address (what is escaped stands before the @, or is nothing we wrote)."""
+    domain = address.rpartition("@")[2]
+    if not domain.startswith("["):
+        return domain
+    try:
+        return split("x@" + domain)[2]
+    except NotAnAddress:
+        return domain
 
 
 def accepted_line(entry_id: str, vmta: str, recipients: int) -> str:
@@ -90,7 +104,7 @@ def read(path: str) -> Record:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             for line in file:
-                if line.endswith("\n"):
+                if line.endswith("\n") and "\0" not in line:
                     record.read_line(line[:-1])
     except FileNotFoundError:
         pass
@@ -105,6 +119,7 @@ class Journal:
         self._file = disk.AppendFile(path)
         self._file.cut_partial_line()
         self._size = self._file.size
+        self._limit = COMPACT_AT
 
     def append(self, lines: str) -> None:
         """Append whole lines; SpoolError when the disk refuses (they are kept and written first next time)."""
@@ -116,12 +131,19 @@ class Journal:
         self._file.sync()
 
     @property
+    def has_rest(self) -> bool:
+        """Whether lines wait for room on the disk."""
+        return self._file.has_rest
+
+    @property
     def is_long(self) -> bool:
-        return self._size > COMPACT_AT
+        return self._size > self._limit
 
     def compact(self, living: Collection[str]) -> None:
         """Rewrite the journal: lines of ids in `living` stay, the others become totals. Durable when it returns;
-        a crash at any moment leaves the old file or the new one."""
+        a crash at any moment leaves the old file or the new one. On a full disk everything stays as it is."""
+        if self._file.has_rest:
+            return
         record = read(self.path)
         totals = record.totals
         lines: list[str] = []
@@ -138,10 +160,15 @@ class Journal:
                 elif not copied:
                     totals[outcome] += count
         head = "T " + " ".join(f"{letter}={totals[letter]}" for letter in sorted(totals)) + "\n" if totals else ""
-        disk.replace(self.path, (head + "".join(lines)).encode("utf-8", "surrogateescape"))
-        self._file.close()
-        self._file = disk.AppendFile(self.path)
+        try:
+            disk.replace(self.path, (head + "".join(lines)).encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise SpoolError(f"cannot compact {self.path}: {error.strerror}") from error
+        old, self._file = self._file, disk.AppendFile(self.path)
+        old.close()
         self._size = self._file.size
+        self._limit = max(COMPACT_AT, 2 * self._size)
 
     def close(self) -> None:
         self._file.close()

@@ -79,9 +79,9 @@ class Page:
 
     def row(self, name: str) -> Row:
         """The row of a role, made at the first asking (by the supervisor, before the fork that needs it)."""
-        index = self._names.setdefault(name, len(self._names))
-        if index >= self._capacity:
+        if name not in self._names and len(self._names) >= self._capacity:
             raise OverflowError(f"no row left for {name}")
+        index = self._names.setdefault(name, len(self._names))
         return Row(self._cells, _HEADER + index * _WIDTH)
 
     def has_room(self, names: Iterable[str]) -> bool:

@@ -8,12 +8,10 @@ and answers questions on the control socket. Signal handlers only leave a byte i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
 import pickle
-import pwd
 import select
 import signal
 import sys
@@ -23,21 +21,18 @@ from typing import Any
 
 import setproctitle
 
-from spoolmta import __version__, accounting, config, control, delivery, disk, lifecycle, pickup, policy
-from spoolmta.errors import ConfigError, SpoolmtaError, UnavailableError
+from spoolmta import __version__, accounting, config, control, delivery, disk, lifecycle, pickup, policy, process, state
+from spoolmta.errors import ConfigError, UnavailableError
 from spoolmta.lifecycle import Health
 from spoolmta.model import Config
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import layout as spool_layout
-from spoolmta.spool.layout import Layout
 
 log = logging.getLogger("spoolmta")
 
 PICKUP = "pickup"
 TICK = 10.0
 STOP_WITHIN = 40.0
-_PR_SET_PDEATHSIG = 1
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 class Child:
@@ -96,7 +91,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Work until SIGTERM; then drain and return."""
-        _raise_descriptor_limit()
+        process.raise_descriptor_limit()
         signals = self._catch_signals()
         self._epoll = select.epoll()
         self._server = control.Server(self._layout.control)
@@ -121,8 +116,9 @@ class Supervisor:
     def _catch_signals(self) -> int:
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in _SIGNALS:
+        for number in process.SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for children that do not listen yet, see `_remind`
         return reader
 
     def _pause(self) -> float:
@@ -173,7 +169,16 @@ class Supervisor:
         if self._is_open:
             for vmta in lifecycle.to_wake(self._wake_times, now):
                 self._wake(vmta)
+        self._remind()
         self._rotate(self._rotation.due(now), now)
+
+    def _remind(self) -> None:
+        """Tell those again who did not hear of a new configuration or log, because they were not listening yet."""
+        for child in self._children.values():
+            if child.row[Cell.CONFIG_GENERATION] < self._page.config_generation:
+                os.kill(child.pid, signal.SIGHUP)
+            if self._rotation_pending and child.row[Cell.LOG_GENERATION] < self._page.log_generation:
+                os.kill(child.pid, signal.SIGUSR1)
 
     def _rotate(self, files: list[Any], now: float) -> None:
         if files:
@@ -237,11 +242,12 @@ class Supervisor:
     def _fork(self, role: str, row: Row, title: str, work: Callable[[Callable[[], bool]], None], keep: int) -> None:
         parent = os.getpid()
         row.clear_gauges()
+        row[Cell.CONFIG_GENERATION] = self._page.config_generation
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            _become_child(parent, title, keep, lambda: work(lambda: os.getppid() != parent))
+            process.become_child(parent, title, keep, lambda: work(lambda: os.getppid() != parent))
         row[Cell.PID] = pid
         child = Child(role, pid, row)
         self._children[pid] = self._roles[role] = child
@@ -288,7 +294,7 @@ class Supervisor:
             return
         if clean:
             self._watch_fifo(vmta)
-            wake = delivery.load_state(self._layout, vmta).wake
+            wake = state.load(self._layout, vmta).wake
             if wake:
                 self._wake_times[vmta] = wake
 
@@ -443,42 +449,6 @@ class Supervisor:
         }
 
 
-def _become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -> None:
-    """The first moments of a child: nothing of the parent's stays open but what it needs; never returns."""
-    code = 70
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        os.closerange(3, keep) if keep >= 0 else None
-        os.closerange(max(keep + 1, 3), 1 << 20)
-        setproctitle.setproctitle(f"spoolmta: {title}")
-        start_log(title)
-        gc.enable()
-        if os.getppid() == parent:
-            work()
-        code = 0
-    except SpoolmtaError as error:
-        log.error("%s", error)
-        code = error.exit_status
-    except BaseException:
-        log.exception("%s failed", title)
-    finally:
-        logging.shutdown()
-        os._exit(code)
-
-
-def start_log(title: str) -> None:
-    """Notices go to stderr, one line each, with the time and who speaks."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {title}: %(message)s"))
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    logging.getLogger("watchdog").setLevel(logging.ERROR)
-
-
 def _holds_mail(path: str) -> bool:
     try:
         for domain in os.listdir(path):
@@ -494,35 +464,12 @@ def _holds_mail(path: str) -> bool:
     return False
 
 
-def _raise_descriptor_limit() -> None:
-    """One FIFO a VMTA, and the connections: take what the system lets us."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def drop_privileges(user: str) -> None:
-    """Become `user` for good, when started as root. Everything that is imported lazily must be imported before."""
-    if os.geteuid() != 0 or not user:
-        return
-    import encodings.idna  # noqa: F401  (cannot be read any more once we are somebody else)
-
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise ConfigError(f"user: there is no user {user!r} on this machine") from None
-    os.initgroups(user, entry.pw_gid)
-    os.setgid(entry.pw_gid)
-    os.setuid(entry.pw_uid)
-
-
 def run(path: str) -> None:
     """`spoolmta run`: the whole system in the foreground."""
     configuration = config.load(path)
-    start_log("supervisor")
+    process.start_log("supervisor")
     setproctitle.setproctitle("spoolmta: supervisor")
     for warning in policy.warnings(configuration):
         log.warning("%s", warning)
-    drop_privileges(configuration.user)
+    process.drop_privileges(configuration.user)
     Supervisor(path, configuration).run()

@@ -246,7 +246,7 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, where: 
     except BlockingIOError:
         pass
     writable = loop.create_future()
-    loop.add_writer(sock, lambda: writable.done() or writable.set_result(None))
+    loop.add_writer(sock, _resolve, writable)
     try:
         await writable
     finally:
@@ -254,6 +254,11 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, where: 
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _connect_failure(error: OSError, where: str) -> Failure:

@@ -6,5 +6,6 @@ several files become one tree, `load` how the tree becomes the configuration.
 
 from spoolmta.config.keys import known_keys, unparse
 from spoolmta.config.load import load
+from spoolmta.config.values import parse_duration
 
-__all__ = ["known_keys", "load", "unparse"]
+__all__ = ["known_keys", "load", "parse_duration", "unparse"]

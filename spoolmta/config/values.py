@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spoolmta import address
+from spoolmta.errors import UsageError
 from spoolmta.model import UNLIMITED, Host, Rate, SourceHost, Struct
 
 DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
@@ -165,6 +166,14 @@ def duration(example: str = "4d12h", is_zero_allowed: bool = False, most: float 
         return seconds
 
     return Kind(read, _write_duration)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration given on a command line. Raises UsageError."""
+    seconds = _seconds(text)
+    if seconds is None:
+        raise UsageError(f'expected a duration like "4d12h", got "{text}"')
+    return seconds
 
 
 def _seconds(value: object) -> float | None:

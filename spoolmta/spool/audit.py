@@ -18,6 +18,7 @@ from spoolmta import disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.journal import Record
 from spoolmta.model import Envelope, Outcome, Struct
+from spoolmta.spool.intake import claimed_ids
 from spoolmta.spool.layout import Layout
 
 INTAKE_JOURNAL = re.compile(r"(pickup|listener|api|http|smtp)\.[0-9]+\.log")
@@ -81,25 +82,26 @@ def audit(layout: Layout) -> Audit:
 
 def _look(layout: Layout, running: bool) -> Audit:
     before = time.time() - SETTLING if running else math.inf
-    files = sorted(os.listdir(layout.path("journal")))
+    # Not `<vmta>.log.<pid>.new`, which a crash in the middle of a compaction leaves.
+    files = sorted(file for file in os.listdir(layout.path("journal")) if file.endswith(".log"))
     intake = [journal.read(layout.path("journal", file)) for file in files if INTAKE_JOURNAL.fullmatch(file)]
     accepted: dict[str, int] = {}
     counts: Counter[str] = Counter()
     for record in intake:
         accepted.update({id_: n for id_, n in record.accepted.items() if entry.received(id_) < before})
         counts.update(record.totals)
-    claimed = _claimed(layout)
+    claimed = claimed_ids(layout)
     # Moved entries may be seen under both names, or twice: an entry counts once for a domain.
     queued = {(item.id, item.domain): item.recipients for item in items(layout) if item.received < before}
     settled = [journal.read(layout.path("journal", file)) for file in files if not INTAKE_JOURNAL.fullmatch(file)]
-    done: dict[str, dict[str, tuple[str, int]]] = {}
+    done: dict[str, dict[str, tuple[str, int, bool]]] = {}
     for record in [*intake, *settled]:
         _merge(done, record, before)
     for record in settled:
         counts.update(record.totals)
     for addresses in done.values():
-        for letter, count in addresses.values():
-            counts[letter] += count
+        for letter, count, is_copy in addresses.values():
+            counts[letter] += 0 if is_copy else count
     waiting = 0
     for (id_, domain), recipients in queued.items():
         if id_ not in claimed:
@@ -117,7 +119,8 @@ def _look(layout: Layout, running: bool) -> Audit:
     )
 
 
-def _merge(done: dict[str, dict[str, tuple[str, int]]], record: Record, before: float) -> None:
+def _merge(done: dict[str, dict[str, tuple[str, int, bool]]], record: Record, before: float) -> None:
+    """Add what one journal says. A copied line counts in the journal it was copied from, there perhaps in the totals."""
     for id_, addresses in record.settled.items():
         try:
             if entry.received(id_) >= before:
@@ -125,29 +128,13 @@ def _merge(done: dict[str, dict[str, tuple[str, int]]], record: Record, before: 
         except ValueError:
             continue
         known = done.setdefault(id_, {})
-        for address, (letter, count, _) in addresses.items():
-            known.setdefault(address, (letter, count))
+        for address, settled in addresses.items():
+            if address not in known or known[address][2]:
+                known[address] = settled
 
 
-def _count_in(addresses: dict[str, tuple[str, int]], domain: str) -> int:
-    return sum(count for address, (_, count) in addresses.items() if _folder(address) == domain)
-
-
-def _folder(address: str) -> str:
-    """The domain folder of a journalled address."""
-    domain = address.rpartition("@")[2]
-    return "ip-" + domain[1:-1].removeprefix("IPv6:") if domain.startswith("[") else domain
-
-
-def _claimed(layout: Layout) -> set[str]:
-    """Ids of messages in incoming folders: accepted if journalled, and not yet to be looked for in the queue."""
-    ids = set()
-    for folder in os.listdir(layout.incoming):
-        try:
-            ids.update(entry.entry_id(name) for name in os.listdir(f"{layout.incoming}/{folder}"))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return {id_ for id_ in ids if not id_.startswith(".")}
+def _count_in(addresses: dict[str, tuple[str, int, bool]], domain: str) -> int:
+    return sum(count for address, (_, count, _) in addresses.items() if journal.folder(address) == domain)
 
 
 def items(layout: Layout, vmta: str = "", domain: str = "") -> Iterator[Item]:

@@ -56,14 +56,12 @@ class Incoming:
 
     def __init__(self, layout: Layout, role: str, ids: Ids) -> None:
         self._layout = layout
-        self.name = f"{role}.{os.getpid()}"
-        self.path = f"{layout.incoming}/{self.name}"
-        os.makedirs(self.path, exist_ok=True)
-        lock = disk.lock_folder(self.path)
-        if lock is None:
-            raise SpoolError(f"{self.path} is locked by another process")
-        self._lock = lock
         self._ids = ids
+        self.name, self._lock = _own_folder(layout, f"{role}.{os.getpid()}")
+        self.path = f"{layout.incoming}/{self.name}"
+
+    def __repr__(self) -> str:
+        return f"Incoming({self.name})"
 
     def describe(self, data: bytes, parsed: Parsed, vmta: str, source: str) -> Claimed:
         """Name a message; nothing is touched yet."""
@@ -112,6 +110,24 @@ class Incoming:
         os.close(self._lock)
 
 
+def _own_folder(layout: Layout, base: str) -> tuple[str, int]:
+    """Make and lock an incoming folder that was not there before: in a container the process of the last life had our
+    pid too, and what it left is for recovery. Somebody else's recovery may lock or remove ours before we lock it."""
+    for number in range(1000):
+        name = f"{base}.{number}" if number else base
+        path = f"{layout.incoming}/{name}"
+        try:
+            os.mkdir(path, 0o750)
+            lock = disk.lock_folder(path)
+        except (FileExistsError, FileNotFoundError):
+            continue
+        if lock is not None:
+            if os.path.exists(path):
+                return name, lock
+            os.close(lock)
+    raise SpoolError(f"{layout.incoming}/{base} is in use, and so are all names like it")
+
+
 def enqueue(layout: Layout, path: str, claimed: Claimed) -> list[str]:
     """Rename (one domain) or link (several) an incoming file into `queue/<vmta>/<domain>/new/`."""
     name = claimed.name
@@ -119,7 +135,7 @@ def enqueue(layout: Layout, path: str, claimed: Claimed) -> list[str]:
         (domain,) = claimed.domains
         file = claimed.file.removesuffix(f",V={name.vmta}")
         try:
-            _place(disk.rename, path, f"{layout.queue}/{name.vmta}/{domain}/new/{file}")
+            put(disk.rename, path, f"{layout.queue}/{name.vmta}/{domain}/new/{file}")
         except FileExistsError:
             os.unlink(path)
         return [f"{domain}/new/{file}"]
@@ -127,7 +143,7 @@ def enqueue(layout: Layout, path: str, claimed: Claimed) -> list[str]:
     for domain, recipients in claimed.domains.items():
         file = entry.format_name(msgspec.structs.replace(name, recipients=recipients, vmta=""))
         try:
-            _place(disk.link, path, f"{layout.queue}/{name.vmta}/{domain}/new/{file}")
+            put(disk.link, path, f"{layout.queue}/{name.vmta}/{domain}/new/{file}")
         except FileExistsError:
             pass  # linked before a crash
         hints.append(f"{domain}/new/{file}")
@@ -142,13 +158,16 @@ def incoming_path(layout: Layout, name: EntryName, vmta: str) -> str:
     return f"{layout.incoming}/{name.folder}/{file}"
 
 
-def _place(place: Callable[[str, str], None], source: str, target: str) -> None:
+def put(place: Callable[[str, str], None], source: str, target: str) -> None:
     """Rename or link into a domain folder, making it where it is missing (its VMTA removes folders long empty)."""
     for _ in range(3):
         try:
             return place(source, target)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
+            try:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+            except FileNotFoundError:
+                pass  # removed between two steps of making it
     return place(source, target)
 
 
@@ -178,10 +197,10 @@ def refuse(layout: Layout, path: str, reason: str, ids: Ids) -> str:
 
 
 class Recovered(Struct):
-    """What recovery found: messages to carry on with, quarantined files, removed leftovers."""
+    """What recovery found: messages to carry on with, damaged files with what is wrong, removed leftovers."""
 
     claimed: list[tuple[str, Claimed]]
-    quarantined: list[str]
+    damaged: list[tuple[str, str]]
     removed: int = 0
 
 
@@ -199,9 +218,9 @@ def find_orphans(layout: Layout) -> list[tuple[str, int]]:
     return orphans
 
 
-def examine(layout: Layout, folder: str) -> Recovered:
-    """Look at every file of an orphan folder: a whole one is carried on with, any other quarantined (it was claimed
-    from somebody, so it is kept); half-written copies, which nobody was told of, are removed."""
+def examine(folder: str) -> Recovered:
+    """Look at every file of an orphan folder: a whole one is carried on with, any other is to be quarantined (it was
+    claimed from somebody, so it is kept); half-written copies, which nobody was told of, are removed."""
     recovered = Recovered([], [])
     for file in sorted(os.listdir(folder)):
         path = f"{folder}/{file}"
@@ -211,13 +230,13 @@ def examine(layout: Layout, folder: str) -> Recovered:
             continue
         try:
             name = entry.parse_name(file)
-            with open(path, "rb") as stream:
+            with open(os.open(path, disk.GUARDED), "rb") as stream:
                 data = stream.read()
             if not name.vmta or len(data) != name.size or zlib.crc32(data) != name.crc:
                 raise ValueError("size or checksum differs from its name")
             parsed = message.parse(data)
-        except (ValueError, MessageRefused) as error:
-            recovered.quarantined.append(quarantine(layout, path, str(error)))
+        except (ValueError, MessageRefused, OSError) as error:
+            recovered.damaged.append((path, str(error)))
             continue
         domains: dict[str, int] = {}
         for recipient in parsed.envelope.recipients:
@@ -226,8 +245,19 @@ def examine(layout: Layout, folder: str) -> Recovered:
     return recovered
 
 
+def claimed_ids(layout: Layout) -> set[str]:
+    """Ids of the messages in all incoming folders."""
+    ids = set()
+    for folder in os.listdir(layout.incoming):
+        try:
+            ids.update(entry.entry_id(name) for name in os.listdir(f"{layout.incoming}/{folder}"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return {id_ for id_ in ids if not id_.startswith(".")}
+
+
 def quarantine(layout: Layout, path: str, reason: str) -> str:
-    """Move a damaged file to `corrupt/`, with a reason; its name there."""
+    """Move a damaged file to `corrupt/`, with a reason (unless the disk is full); its name there."""
     base = os.path.basename(path).partition(":")[0]
     number = 0
     while True:
@@ -238,7 +268,10 @@ def quarantine(layout: Layout, path: str, reason: str) -> str:
             number += 1
             continue
         break
-    disk.replace(f"{layout.root}/corrupt/{name}.reason", (reason + "\n").encode("utf-8", "replace"))
+    try:
+        disk.replace(f"{layout.root}/corrupt/{name}.reason", (reason + "\n").encode("utf-8", "replace"))
+    except OSError:
+        pass
     return name
 
 
@@ -262,36 +295,35 @@ class Acceptor:
     def tend_journal(self) -> None:
         """Compact the journal when it has grown long; between batches, when nothing is in the incoming folder."""
         if self.journal.is_long:
-            living = {
-                name.partition(",")[0]
-                for folder in os.listdir(self.layout.incoming)
-                for name in os.listdir(f"{self.layout.incoming}/{folder}")
-            }
-            self.journal.compact(living)
+            self.journal.compact(claimed_ids(self.layout))
 
     def recover(self) -> tuple[list[tuple[str, Claimed]], list[str], list[int]]:
         """Take over what dead intake processes left: the files to enqueue (journalled and durable now), what was
         quarantined, and the locks to hold until they are enqueued."""
         found: list[tuple[str, Claimed]] = []
-        quarantined: list[str] = []
-        locks = []
+        damaged: list[tuple[str, str]] = []
+        locks, empty = [], []
         for folder, lock in find_orphans(self.layout):
-            if folder == self.incoming.path:
-                os.close(lock)
+            try:
+                recovered = examine(folder)
+            except FileNotFoundError:
+                os.close(lock)  # its process has just left
                 continue
-            recovered = examine(self.layout, folder)
             found += recovered.claimed
-            quarantined += recovered.quarantined
+            damaged += recovered.damaged
             locks.append(lock)
             if not recovered.claimed:
-                os.rmdir(folder)
-        if found or quarantined:
+                empty.append(folder)
+        if found or damaged:
             known = journal.read(self.journal.path).accepted
             missing = [claimed for _, claimed in found if claimed.name.id not in known]
-            lost = [entry.entry_id(name) for name in quarantined]
+            lost = [entry.entry_id(os.path.basename(path)) for path, _ in damaged]
             lines = [journal.quarantined_line(id_, "*", known[id_]) for id_ in lost if id_ in known]
             self.journal.append(journal_lines(missing) + "".join(lines))
             self.committer.sync()
+        quarantined = [quarantine(self.layout, path, reason) for path, reason in damaged]
+        for folder in empty:
+            os.rmdir(folder)
         return found, quarantined, locks
 
     def close(self) -> None:

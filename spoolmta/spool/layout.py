@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -67,7 +68,10 @@ def prepare(root: str) -> Layout:
         for folder in FOLDERS:
             path = layout.path(folder)
             if not os.path.isdir(path):
-                os.mkdir(path, 0o750)
+                try:
+                    os.mkdir(path, 0o750)
+                except FileExistsError:
+                    continue  # another command makes them too
                 if folder == "pickup":
                     # Droppers of the group may add files; what they add keeps the group (design, section 3).
                     os.chmod(path, 0o2770)
@@ -77,6 +81,8 @@ def prepare(root: str) -> Layout:
         disk.write_new(probe, b"")
         os.unlink(probe)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and all(os.path.isdir(layout.path(f)) for f in FOLDERS):
+            return layout  # full: no reason not to deliver what is queued
         raise SpoolError(f"the spool directory {root} cannot be written: {error.strerror}") from error
     return layout
 

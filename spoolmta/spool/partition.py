@@ -167,7 +167,7 @@ class Partition:
         def action() -> None:
             disk.remove(self.place(domain, name))
             self._forget(domain, name)
-            self._settled.pop(entry.entry_id(name), None)
+            self._forget_addresses(entry.entry_id(name), domain)
 
         self._after_flush.append((entry.entry_id(name), action))
 
@@ -273,6 +273,12 @@ class Partition:
             known.discard(name)
             if not known:
                 del self._known[domain]
+
+    def _forget_addresses(self, entry_id: str, domain: str) -> None:
+        """What is settled of a message in one domain; its entries in other domains may still wait."""
+        rest = {address for address in self._settled.pop(entry_id, ()) if not address.endswith("@" + domain)}
+        if rest:
+            self._settled[entry_id] = rest
 
     def _list(self, path: str) -> list[str]:
         try:

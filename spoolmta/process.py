@@ -1,0 +1,80 @@
+"""How a process of the system begins: descriptors, signals, privileges, notices."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import pwd
+import resource
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+import setproctitle
+
+from spoolmta.errors import ConfigError, SpoolmtaError
+
+log = logging.getLogger("spoolmta")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_PR_SET_PDEATHSIG = 1
+
+
+def become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -> NoReturn:
+    """The first moments of a child: nothing of the parent's stays open but what it needs; never returns."""
+    code = 70
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the role listens; the supervisor repeats it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        os.closerange(3, keep) if keep >= 0 else None
+        os.closerange(max(keep + 1, 3), 1 << 20)
+        setproctitle.setproctitle(f"spoolmta: {title}")
+        start_log(title)
+        gc.enable()
+        if os.getppid() == parent:
+            work()
+        code = 0
+    except SpoolmtaError as error:
+        log.error("%s", error)
+        code = error.exit_status
+    except BaseException:
+        log.exception("%s failed", title)
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def start_log(title: str) -> None:
+    """Notices go to stderr, one line each, with the time and who speaks."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {title}: %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.getLogger("watchdog").setLevel(logging.ERROR)
+
+
+def raise_descriptor_limit() -> None:
+    """One FIFO a VMTA, and the connections: take what the system lets us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def drop_privileges(user: str) -> None:
+    """Become `user` for good, when started as root. Everything that is imported lazily must be imported before."""
+    if os.geteuid() != 0 or not user:
+        return
+    import encodings.idna  # noqa: F401  (cannot be read any more once we are somebody else)
+
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigError(f"user: there is no user {user!r} on this machine") from None
+    os.initgroups(user, entry.pw_gid)
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)

@@ -194,7 +194,7 @@ class AppendFile:
             raise SpoolError(f"cannot write {self.path}: No space left on device")
 
     def _take_back(self, data: bytes, written: int) -> None:
-        """The disk took part of a line (a filesystem without fallocate): cut it off, unless somebody wrote behind it."""
+        """The disk took part of a line (a filesystem without fallocate): cut it off, if it is still the end."""
         whole = data.rfind(b"\n", 0, written) + 1
         end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
         if whole < written and os.fstat(self._descriptor).st_size == end:

@@ -84,9 +84,9 @@ class Record:
         letter = words[0]
         if letter == "T":
             for word in words[1:]:
-                key, _, count = word.partition("=")
-                if count.isascii() and count.isdigit():
-                    self.totals[key] += int(count)
+                key, _, total = word.partition("=")
+                if total.isascii() and total.isdigit():
+                    self.totals[key] += int(total)
         elif letter == ACCEPTED and len(words) == 4 and words[3].isascii() and words[3].isdigit():
             self.accepted[words[1]] = int(words[3])
         elif letter in SETTLED and len(words) == 3:

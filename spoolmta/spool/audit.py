@@ -120,7 +120,7 @@ def _look(layout: Layout, running: bool) -> Audit:
 
 
 def _merge(done: dict[str, dict[str, tuple[str, int, bool]]], record: Record, before: float) -> None:
-    """Add what one journal says. A copied line counts in the journal it was copied from, there perhaps in the totals."""
+    """Add what one journal says. A copied line counts where it was copied from, perhaps in the totals there."""
     for id_, addresses in record.settled.items():
         try:
             if entry.received(id_) >= before:

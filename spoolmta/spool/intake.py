@@ -247,7 +247,7 @@ def examine(folder: str) -> Recovered:
 
 def claimed_ids(layout: Layout) -> set[str]:
     """Ids of the messages in all incoming folders."""
-    ids = set()
+    ids: set[str] = set()
     for folder in os.listdir(layout.incoming):
         try:
             ids.update(entry.entry_id(name) for name in os.listdir(f"{layout.incoming}/{folder}"))

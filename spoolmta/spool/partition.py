@@ -25,7 +25,7 @@ from spoolmta import disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.journal import Journal
 from spoolmta.model import EntryName, Outcome, Parsed, Recipient, Struct
-from spoolmta.spool.intake import incoming_path, quarantine
+from spoolmta.spool.intake import incoming_path, put, quarantine
 from spoolmta.spool.layout import Layout
 
 KEEP_EMPTY = 3600.0
@@ -146,7 +146,7 @@ class Partition:
         except (ValueError, MessageRefused) as error:
             raise self._quarantine(domain, name, str(error)) from None
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.EIO, errno.EISDIR, errno.EACCES):
+            if error.errno not in (errno.ELOOP, errno.EIO, errno.EISDIR, errno.EACCES, errno.ENXIO):
                 raise
             raise self._quarantine(domain, name, error.strerror or "cannot be read") from None
         settled = self._settled.get(parts.id)
@@ -208,33 +208,43 @@ class Partition:
         return target
 
     def _quarantine(self, domain: str, name: str, reason: str) -> Gone:
-        """Put a damaged entry aside; what is unsettled of it is settled as quarantined."""
-        try:
-            quarantine(self.layout, self.place(domain, name), f"{self.vmta}/{domain}: {reason}")
-        except FileNotFoundError:
+        """Put a damaged entry aside, after the next sync; what is unsettled of it is settled as quarantined. A name
+        without an id was never accepted by us, and is put aside only."""
+        if not os.path.lexists(self.place(domain, name)):
             self._forget(domain, name)
             return Gone()
-        self._forget(domain, name)
         id_ = entry.entry_id(name)
         try:
+            entry.parse_name(f"{id_},S=0,C=00000000,J=0")
             count = entry.recipients(name)
         except ValueError:
-            count = 1
-        settled = sum(1 for address in self._settled.get(id_, ()) if address.endswith("@" + domain))
-        count = max(0, count - settled)
-        self._lines.append(journal.quarantined_line(id_, domain, count))
+            id_, count = "", 1
+        settled = self._settled.setdefault(id_, set())
+        count = max(0, count - sum(1 for address in settled if journal.folder(address) == domain))
+        if id_:
+            self._lines.append(journal.quarantined_line(id_, domain, count))
+
+        def action() -> None:
+            try:
+                quarantine(self.layout, self.place(domain, name), f"{self.vmta}/{domain}: {reason}")
+            except FileNotFoundError:
+                pass
+            self._forget(domain, name)
+            self._forget_addresses(id_, domain)
+
+        self._after_flush.append((id_, action))
         return Gone(reason, count)
 
     # Durability
 
     @property
     def is_dirty(self) -> bool:
-        return bool(self._lines or self._after_flush)
+        return bool(self._lines or self._after_flush or self._journal.has_rest)
 
     def flush(self) -> None:
         """Write the journal lines of this turn; what waits for their sync is now counted from here. Raises SpoolError
         (nothing is forgotten)."""
-        if self._lines:
+        if self._lines or self._journal.has_rest:
             lines, self._lines = "".join(self._lines), []
             self._journal.append(lines)
         now = time.monotonic_ns()
@@ -258,7 +268,8 @@ class Partition:
     def tend_journal(self) -> None:
         """Compact the journal when it has grown long."""
         if self._journal.is_long and not self._lines:
-            self._journal.compact({pending.entry_id for pending in self._pending} | self._settled.keys())
+            pending = {pending.entry_id for pending in self._pending} | {id_ for id_, _ in self._after_flush}
+            self._journal.compact(pending | self._settled.keys())
 
     def sync_journal(self) -> None:
         self._journal.sync()
@@ -276,7 +287,7 @@ class Partition:
 
     def _forget_addresses(self, entry_id: str, domain: str) -> None:
         """What is settled of a message in one domain; its entries in other domains may still wait."""
-        rest = {address for address in self._settled.pop(entry_id, ()) if not address.endswith("@" + domain)}
+        rest = {address for address in self._settled.pop(entry_id, ()) if journal.folder(address) != domain}
         if rest:
             self._settled[entry_id] = rest
 
@@ -299,12 +310,15 @@ class Partition:
 
 
 def _read(path: str, size: int) -> bytes:
-    """A queue file, at most one byte more than its name promises."""
+    """A queue file; nothing if it is not of the size its name promises."""
     descriptor = os.open(path, disk.GUARDED)
     try:
-        data = os.read(descriptor, size + 1)
-        while len(data) < size:
-            more = os.read(descriptor, size + 1 - len(data))
+        status = os.fstat(descriptor)
+        if status.st_size != size or not disk.is_regular(status):
+            return b""  # of no use, and the size in a damaged name may be more than there is memory
+        data = os.read(descriptor, size)
+        while 0 < len(data) < size:
+            more = os.read(descriptor, size - len(data))
             if not more:
                 break
             data += more
@@ -315,14 +329,16 @@ def _read(path: str, size: int) -> bytes:
 
 def move(layout: Layout, vmta: str, domain: str, name: str, target: str) -> None:
     """Move an entry to another VMTA: first what the journal knows of it is copied, durably, then one rename. The
-    caller holds the lock of both VMTAs' queues, or knows that nobody works on them."""
+    caller holds the lock of both VMTAs' queues, or knows that nobody works on them. Raises NotReady."""
+    parts = entry.parse_name(name)
+    if parts.folder and os.path.lexists(incoming_path(layout, parts, vmta)):
+        raise NotReady
     record = journal.read(layout.journal(vmta))
     copy = Journal(layout.journal(target))
     try:
-        journal.copy_lines(record, copy, [entry.entry_id(name)])
+        journal.copy_lines(record, copy, [parts.id])
     finally:
         copy.close()
     folder = "cur" if ":" in name else "new"
     goal = f"{layout.queue}/{target}/{domain}/{folder}/{name}"
-    os.makedirs(os.path.dirname(goal), exist_ok=True)
-    disk.rename(f"{layout.queue}/{vmta}/{domain}/{folder}/{name}", goal)
+    put(disk.rename, f"{layout.queue}/{vmta}/{domain}/{folder}/{name}", goal)

@@ -68,6 +68,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Mt
         drop(mta, "waits@mx.test", vmta="away")
         drop(mta, "user@six.test", vmta="six")
         with mta:
+            mta.start()
             yield world, mta
 
 

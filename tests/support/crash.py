@@ -120,9 +120,9 @@ class Trigger:
 
 
 def _fits(point: Point, arguments: tuple[Any, ...]) -> bool:
-    words = setproctitle.getproctitle().removeprefix("spoolmta: ").split(" ")
+    role = setproctitle.getproctitle().removeprefix("spoolmta: ").partition(" ")[0]
     texts = [getattr(argument, "path", argument) for argument in arguments]
-    return words[0] == point.role and any(point.match in text for text in texts if isinstance(text, str) or not point.match)
+    return role == point.role and any(point.match in text for text in ["", *texts] if isinstance(text, str))
 
 
 def _no_sync() -> None:

@@ -8,30 +8,21 @@ All decisions about mail are elsewhere: `schedule` (when, where), `verdict` (wha
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import math
-import os
 import random
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import disk, entry, message, record, schedule, state, verdict
+from spoolmta import entry, message, record, schedule, state, verdict
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.ledger import Ledger, Way
-from spoolmta.model import (
-    Answer,
-    Config,
-    DomainPolicy,
-    Failure,
-    FailureKind,
-    Recipient,
-    Stage,
-    Vmta,
-)
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
 from spoolmta.resolver import Resolver, Unroutable
@@ -39,7 +30,7 @@ from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.smtp.client import Capabilities, Result, transaction
 from spoolmta.spool.layout import Layout
-from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition
+from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition, is_free
 from spoolmta.transport import Connection
 
 log = logging.getLogger("spoolmta")
@@ -49,24 +40,12 @@ SATURATED = 0.005
 """Seconds by which turns come late, on average, when the processor and not the receivers holds us up: more sessions
 would only cost more then (with 160 queues and 50 sessions each: 7 % of the CPU)."""
 DRAIN = 30.0
+QUIT_GRACE = 0.05
+"""Seconds for the last QUITs to be answered (RFC 5321 section 4.1.1.10 asks a client to wait for the 221)."""
 
 
 class Lane:
     """A session as the process sees it: its connection, where it goes, what it carries."""
-
-    __slots__ = (
-        "answers",
-        "capabilities",
-        "connection",
-        "domain",
-        "ends",
-        "loaded",
-        "name",
-        "number",
-        "size",
-        "task",
-        "unsent",
-    )
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -89,8 +68,7 @@ class Delivery:
         self._page, self._row, self._layout = page, row, layout
         self._config = config
         self._vmta: Vmta = config.vmtas[vmta]
-        self._policies = PolicyTable(config, vmta)
-        self._policy_cache: dict[str, DomainPolicy] = {}
+        self._load_policies()
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta)
         self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
@@ -108,6 +86,7 @@ class Delivery:
         self._timer: asyncio.TimerHandle | None = None
         self._sync_timer: asyncio.TimerHandle | None = None
         self._scan_wanted = True
+        self._next_scan = 0.0
         self._active_at = self._now()
         self._is_leaving = False
 
@@ -115,13 +94,9 @@ class Delivery:
         resolver = Resolver(self._config.nameservers, self._chance)
         return Opener(self._vmta, self._config.host_name, resolver)
 
-    def _policy(self, domain: str) -> DomainPolicy:
-        policy = self._policy_cache.get(domain)
-        if policy is None:
-            if len(self._policy_cache) > 100_000:
-                self._policy_cache.clear()
-            policy = self._policy_cache[domain] = self._policies.resolve(domain, domain)
-        return policy
+    def _load_policies(self) -> None:
+        table = PolicyTable(self._config, self._vmta.name)
+        self._policy = functools.lru_cache(maxsize=100_000)(lambda domain: table.resolve(domain, domain))
 
     def _now(self) -> float:
         return time.monotonic() + self._wall
@@ -138,7 +113,7 @@ class Delivery:
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         self._scheduler.remember(state.load(self._layout, self._vmta.name).sites)
-        self._scan()
+        self._scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
         housekeeping = loop.create_task(self._keep_house(is_orphan))
@@ -215,8 +190,7 @@ class Delivery:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._config = config
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
-        self._policies = PolicyTable(config, self._vmta.name)
-        self._policy_cache.clear()
+        self._load_policies()
         self._ledger.reconfigure(config.acct_files)
         self._opener = self._make_opener()
         policies = {key: self._policy(key) for key in self._scheduler.sites}
@@ -243,8 +217,7 @@ class Delivery:
         self._lag += 0.1 * (time.monotonic() - self._requested_at - self._lag)
         self._scheduler.is_saturated = self._lag > SATURATED
         self._write()
-        if self._scan_wanted and self._scheduler.size == 0:
-            self._scan()
+        self._scan_if_wanted()
         actions, wake = self._scheduler.step(self._now())
         for action in actions:
             self._perform(action)
@@ -252,10 +225,13 @@ class Delivery:
         self._row[Cell.CONNECTIONS] = len(self._lanes)
         if actions:
             self._active_at = self._now()
-        if self._is_leaving and not self._lanes and not self._stopped.done() and not self._turn_requested:
-            self._write()
+        if self._is_leaving and not self._lanes and not self._turn_requested:
+            self._loop.call_later(QUIT_GRACE, self._finish)
+        self._wake_at(min(wake, self._next_scan) if self._scan_wanted else wake)
+
+    def _finish(self) -> None:
+        if not self._stopped.done():
             self._stopped.set_result(None)
-        self._wake_at(wake)
 
     def _wake_at(self, wake: float) -> None:
         if self._timer is not None:
@@ -290,11 +266,15 @@ class Delivery:
             self._active_at = now
             self._request_turn()
 
-    def _scan(self) -> None:
-        self._scan_wanted = False
+    def _scan_if_wanted(self) -> None:
+        """Look through the whole queue, where hints were lost or may have been; at most a twentieth of the time."""
         now = self._now()
+        if not self._scan_wanted or now < self._next_scan:
+            return
+        self._scan_wanted = False
         for domain, name, due in self._partition.scan():
             self._scheduler.add(domain, name, due, now)
+        self._next_scan = now + max(0.25, 20 * (self._now() - now))
 
     def _add(self, domain: str, name: str, now: float) -> None:
         due = self._partition.add(domain, name)
@@ -498,7 +478,7 @@ def run(
         await delivery.run(is_orphan)
 
     gc.set_threshold(10_000, 50, 50)
-    while not _can_lock(layout, vmta):
+    while not is_free(layout, vmta):
         if is_orphan():
             return
         time.sleep(0.02)
@@ -510,13 +490,3 @@ def run(
     else:
         with asyncio.Runner() as runner:
             runner.run(main())
-
-
-def _can_lock(layout: Layout, vmta: str) -> bool:
-    path = f"{layout.queue}/{vmta}"
-    os.makedirs(path, exist_ok=True)
-    lock = disk.lock_folder(path)
-    if lock is None:
-        return False
-    os.close(lock)
-    return True

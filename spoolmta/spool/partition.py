@@ -309,6 +309,17 @@ class Partition:
             pass  # somebody put mail there: it stays
 
 
+def is_free(layout: Layout, vmta: str) -> bool:
+    """Whether nobody works on a VMTA's queue (a process whose parent died finishes before it lets go)."""
+    path = f"{layout.queue}/{vmta}"
+    os.makedirs(path, exist_ok=True)
+    lock = disk.lock_folder(path)
+    if lock is None:
+        return False
+    os.close(lock)
+    return True
+
+
 def _read(path: str, size: int) -> bytes:
     """A queue file; nothing if it is not of the size its name promises."""
     descriptor = os.open(path, disk.GUARDED)

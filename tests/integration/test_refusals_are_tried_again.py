@@ -190,4 +190,4 @@ def test_a_dot_without_an_answer_is_left_after_both_data_timeouts(system: Runnin
 def test_nothing_is_lost_by_all_this(system: Running) -> None:
     audit = system.mta.audit()
     assert audit["balanced"], audit
-    assert audit["accepted"] == 16
+    assert audit["accepted"] == 17

@@ -254,13 +254,18 @@ class Rotation:
         self._pending: list[tuple[str, str]] = []
         self._since = dict.fromkeys((file.path for file in files), now)
         for file in files:
-            make(file)
+            try:
+                make(file)
+            except OSError as error:
+                raise SpoolError(f"cannot make the accounting file {file.path}: {error.strerror}") from error
             rotating = file.path + ".rotating"
             if os.path.exists(rotating):
                 if os.path.samefile(rotating, file.path):
                     os.unlink(rotating)  # a crash before the new file was in place: nothing was rotated
                 else:
                     self._pending.append((rotating, self._final_name(file.path, now)))
+            # A file begun before we were started is as old as its last row says: yesterday's is rotated now.
+            self._since[file.path] = min(now, os.path.getmtime(file.path))
 
     def __repr__(self) -> str:
         return f"Rotation(pending={self._pending}, since={self._since})"

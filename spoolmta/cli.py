@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from spoolmta import __version__
-from spoolmta.errors import ConfigError, DataError, SpoolmtaError, UnavailableError, UsageError
+from spoolmta.errors import ConfigError, DataError, SpoolError, SpoolmtaError, UnavailableError, UsageError
 from spoolmta.model import Config
 from spoolmta.spool import audit as spool_audit
 from spoolmta.spool.audit import Item
@@ -152,6 +152,42 @@ def demo(directory: str, messages: int) -> None:
     from spoolmta import demo as demonstration
 
     demonstration.run(directory, messages)
+
+
+@cli.command()
+@click.argument("addresses", nargs=-1, metavar="[ADDRESS:PORT]...")
+@click.option("--host-name", default="sink.test", show_default=True, help="The name in the greeting.")
+@click.option("--greeting", default=220, show_default=True, help="The reply code of the greeting.")
+@click.option("--max-connections", default=0, help="From one address at a time; 0 is no limit.")
+@click.option("--max-messages", default=0, help="On one connection; 0 is no limit.")
+@click.option("--max-recipients", default=1000, show_default=True, help="In one transaction; 0 is no limit.")
+@click.option("--pipelining/--no-pipelining", default=True, help="Offer PIPELINING, and so on.")
+@click.option("--8bitmime/--no-8bitmime", "eight_bit_mime", default=True)
+@click.option("--size/--no-size", default=True)
+@click.option("--enhanced-status-codes/--no-enhanced-status-codes", default=True)
+@click.option("--smtputf8/--no-smtputf8", default=True)
+@click.option("--dsn/--no-dsn", default=True)
+@click.option("--reuse-port", is_flag=True, help="Let several processes listen on one address.")
+@click.option("--record", default="", metavar="FILE", help="Append a JSON line for every message.")
+@click.option("--maildir", default="", metavar="DIR", help="Keep the messages.")
+@click.option("--stats", default="", metavar="FILE", help="Write the statistics every second.")
+@json_option
+def sink(addresses: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """A receiver for tests: the recipient's local part says what becomes of it (550-5.1.1@, once-451@, slow-2s@, ...).
+
+    Listens on 127.0.0.1:2526 unless told otherwise, until SIGINT or SIGTERM; then shows what it saw."""
+    from spoolmta import sink as receiver
+
+    def tell(listening: list[str]) -> None:
+        click.echo(f"listening on {', '.join(listening)}", err=True)
+
+    seen = receiver.run(addresses or ("127.0.0.1:2526",), receiver.Options(**options), tell)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(seen)).decode())
+        return
+    show(({**pair, "ehlo": list(pair["ehlo"])} for pair in seen["pairs"]), False, "no connections")
+    if seen["trouble"]:
+        raise SpoolError(seen["trouble"])
 
 
 @cli.command()
@@ -422,7 +458,8 @@ def queue_audit(context: click.Context, as_json: bool) -> None:
     else:
         click.echo(
             f"accepted {result.accepted} = delivered {result.delivered} + bounced {result.bounced}"
-            f" + expired {result.expired} + deleted {result.deleted} + quarantined {result.quarantined} + queued {result.queued}"
+            f" + expired {result.expired} + deleted {result.deleted} + quarantined {result.quarantined}"
+            f" + queued {result.queued}"
         )
         click.echo("balanced" if result.balanced else f"NOT BALANCED: difference {result.difference}")
     if not result.balanced:

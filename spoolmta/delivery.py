@@ -56,8 +56,10 @@ class Lane:
         self.domain = ""
         self.name = ""
         self.loaded: Loaded | None = None
+        self.sent: list[Recipient] = []
         self.unsent: list[Recipient] = []
-        self.answers: list[Answer] = []
+        self.done: list[Recipient] = []
+        self.delivered = False
         self.size = 0
 
 
@@ -180,8 +182,11 @@ class Delivery:
         if lane.task is not None:
             lane.task.cancel()
         self._lanes.pop(lane.number, None)
+        self._scheduler.lost(lane.number)
 
     def _close(self) -> None:
+        # A hint that comes from now on stays in the FIFO for whoever comes next: the loop still turns to end itself.
+        self._loop.remove_reader(self._hints.descriptor)
         self._ledger.close()
         state.save(self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.states())
         self._partition.close()
@@ -388,7 +393,7 @@ class Delivery:
             self._request_turn()
             return
         lane.domain, lane.name, lane.loaded = domain, name, loaded
-        lane.unsent, lane.answers = loaded.recipients, []
+        lane.unsent, lane.done, lane.delivered = loaded.recipients, [], False
         self._send(lane)
 
     def _send(self, lane: Lane) -> None:
@@ -397,45 +402,55 @@ class Delivery:
         assert loaded is not None
         assert connection is not None
         limit = self._policy(lane.domain).max_rcpt_per_transaction
-        now, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
+        lane.sent, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
         content = message.content(loaded.data, loaded.parsed)
         lane.size = len(content)
         envelope = loaded.parsed.envelope
-        dialogue = transaction(envelope.sender, now, content, lane.capabilities, ret=envelope.ret, envid=envelope.envid)
+        dialogue = transaction(
+            envelope.sender, lane.sent, content, lane.capabilities, ret=envelope.ret, envid=envelope.envid
+        )
         connection.run(dialogue, lambda result: self._on_result(lane, result))
 
     def _on_result(self, lane: Lane, result: Result) -> None:
-        lane.answers += result.answers
+        loaded = lane.loaded
+        assert loaded is not None
+        self._note(lane, loaded, result.answers)
         if lane.unsent and result.reusable and not self._is_leaving:
+            self._request_turn()
             self._send(lane)
             return
-        last = lane.answers[-1]
+        last = result.answers[-1]
         if lane.unsent:
+            lane.sent, lane.unsent = lane.unsent, []
             failure = Failure(FailureKind.LOST, "the session ended before this recipient's turn")
-            lane.answers += [Answer(Stage.RCPT, failure)] * len(lane.unsent)
-        loaded, lane.loaded = lane.loaded, None
-        assert loaded is not None
-        delivered = self._settle(lane, loaded, lane.answers)
+            self._note(lane, loaded, [Answer(Stage.RCPT, failure)] * len(lane.sent))
+        lane.loaded = None
+        self._leave_entry(lane, loaded)
         if not result.reusable:
             self._lanes.pop(lane.number, None)
             if lane.connection is not None:
                 lane.connection.quit()
         fresh = self._scheduler.finished(
-            lane.number, self._now(), delivered=delivered, reusable=result.reusable, reason=str(last.result)
+            lane.number, self._now(), delivered=lane.delivered, reusable=result.reusable, reason=str(last.result)
         )
         if fresh:
             log.info("%s/%s: %s", lane.domain, self._vmta.name, last.result)
         self._request_turn()
 
-    def _settle(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> bool:
-        """Write down one answer per recipient, and give the entry its next state; True if any was delivered."""
+    def _note(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> None:
+        """Write down one answer for each recipient of a transaction, in the turn that read it: a message may have
+        many transactions, and a crash in a later one must not repeat the earlier ones."""
         way = Way(lane.ends, lane.capabilities.listing, lane.size, lane.domain)
-        done, delivered = self._ledger.settle(loaded, answers, way)
-        if len(done) == len(loaded.recipients):
+        done, delivered = self._ledger.settle(loaded, lane.sent, answers, way)
+        lane.done += done
+        lane.delivered = lane.delivered or delivered
+
+    def _leave_entry(self, lane: Lane, loaded: Loaded) -> None:
+        """Give the entry its next state: all its recipients have their answers."""
+        if len(lane.done) == len(loaded.recipients):
             self._partition.remove(lane.domain, lane.name)
         else:
-            self._defer(lane.domain, lane.name, loaded, done)
-        return delivered
+            self._defer(lane.domain, lane.name, loaded, lane.done)
 
     def _defer(self, domain: str, name: str, loaded: Loaded, done: list[Recipient]) -> None:
         policy = self._policy(domain)
@@ -454,9 +469,27 @@ class Delivery:
         loaded = self._load(domain, name)
         if loaded is not None:
             lane = Lane(0)
-            lane.domain, lane.name = domain, name
-            self._settle(lane, loaded, [answer] * len(loaded.recipients))
+            lane.domain, lane.name, lane.sent = domain, name, loaded.recipients
+            self._note(lane, loaded, [answer] * len(lane.sent))
+            self._leave_entry(lane, loaded)
             self._request_turn()
+
+
+def warm_up(config: Config) -> None:
+    """Import what is imported late, before the forks: it costs each child its own memory, and may not be readable any
+    more once we are somebody else."""
+    import concurrent.futures.thread  # noqa: F401
+    import encodings.idna  # noqa: F401
+
+    import dns.rdtypes.ANY.CNAME
+    import dns.rdtypes.ANY.MX
+    import dns.rdtypes.ANY.OPT
+    import dns.rdtypes.ANY.SOA
+    import dns.rdtypes.IN.A
+    import dns.rdtypes.IN.AAAA  # noqa: F401
+
+    if config.event_loop == "uvloop":
+        import uvloop  # noqa: F401
 
 
 def run(

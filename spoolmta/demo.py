@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -164,7 +165,7 @@ def _serve(root: str, port: int) -> None:
 
     async def serve() -> None:
         stop = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None if stop.done() else stop.set_result(None))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set_result, None)
         sink = Sink(Options(maildir=f"{root}/received", host_name="mx.example"))
         dns = DnsServer(zones)
         await sink.start([f"{address}:{port}" for address in RECEIVERS.values()])
@@ -236,7 +237,7 @@ def _recipient(number: int, chance: random.Random) -> str:
         return f"user{number}@no-such-domain.example"
     domain = chance.choice(list(RECEIVERS))
     if number % 12 == 5:
-        return f"550-5.1.1--user{number}@{domain}"
+        return f"user{number}--550-5.1.1@{domain}"
     if number % 12 == 9:
         return f"once-451-{number}@{domain}"
     return f"user{number}@{domain}"
@@ -281,9 +282,9 @@ def _report(console: Console, root: str, directory: str, result: audit.Audit) ->
         rows = list(csv.DictReader(file))
     with open(f"{root}/sink.json", "rb") as stats:
         seen = msgspec.json.decode(stats.read())
-    table = Table(title="What each VMTA did, and what the receivers saw of it", title_justify="left")
-    for column in ("VMTA", "delivered", "bounced", "deferred once", "source seen", "EHLO name seen"):
-        right = column in ("delivered", "bounced", "deferred once")
+    table = Table(title="What each VMTA did, and what the receivers saw of it", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("VMTA", "delivered", "bounced", "deferred", "source seen", "EHLO name seen"):
+        right = column in ("delivered", "bounced", "deferred")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for vmta, address in VMTAS.items():
         counts = Counter(row["type"] for row in rows if row["vmta"] == vmta)
@@ -301,6 +302,7 @@ def _report(console: Console, root: str, directory: str, result: audit.Audit) ->
         f"Audit: accepted {result.accepted} = delivered {result.delivered} + bounced {result.bounced} + "
         f"expired {result.expired} + queued {result.queued}: {'balanced' if result.balanced else 'NOT BALANCED'}",
         style="bold",
+        soft_wrap=True,
     )
     console.print("Files:", style="bold")
     for path, what in (

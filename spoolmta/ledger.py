@@ -56,13 +56,15 @@ class Ledger:
         """Only if the log lies on the spool's filesystem does somebody else's sync make our rows durable."""
         return self.log.lies_on(os.stat(self._root).st_dev)
 
-    def settle(self, loaded: Loaded, answers: list[Answer], way: Way) -> tuple[list[Recipient], bool]:
-        """Note one answer per recipient of an entry: a row each, a journal line for each that is done. Returns those
-        that are done, and whether any was delivered."""
+    def settle(
+        self, loaded: Loaded, recipients: list[Recipient], answers: list[Answer], way: Way
+    ) -> tuple[list[Recipient], bool]:
+        """Note one answer for each of some recipients of an entry: a row each, a journal line for each that is done.
+        Returns those that are done, and whether any was delivered."""
         attempt = self._attempt(loaded, way)
         done: list[Recipient] = []
         delivered = False
-        for recipient, answer in zip(loaded.recipients, answers, strict=True):
+        for recipient, answer in zip(recipients, answers, strict=True):
             judged = verdict.judge(answer)
             self.log.write(record.recipient_row(attempt, recipient, answer, judged))
             self._row.add(_COUNTED[judged.outcome], 1)

@@ -1,7 +1,8 @@
 """What a supervisor decides: when to start a process again, whom to wake, what a reload changes.
 
 Laws. A process that dies before it has settled a message is started again after 1, 2, 4, ... 60 seconds; one that
-worked starts the pauses over. A clean exit is no death. Equal configurations differ in nothing.
+worked starts the pauses over, and is started at once if it is the first death. A clean exit is no death. Equal
+configurations differ in nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ class Health(Struct, frozen=True):
 
 
 def after_exit(health: Health, *, clean: bool, worked: bool, now: float) -> Health:
-    """The health of a role whose process ended. A first death costs no pause if the process had worked."""
+    """The health of a role whose process ended. One that works a little and dies, again and again, must not spin."""
     if clean:
         return Health()
     if worked:
-        return Health(1, now)
+        return Health(1, now + FIRST_PAUSE if health.deaths else now)
     pause = min(FIRST_PAUSE * 2.0 ** min(health.deaths, 10), LONGEST_PAUSE)
     return Health(health.deaths + 1, now + pause)
 

@@ -5,8 +5,9 @@
 | whole and ours alone | claimed by one rename |
 | whole, but of another owner, and may not be taken over | copied |
 | a second hard link, empty, open for writing | given 60 seconds; then copied, refused, refused |
+| created in place by another owner, and not seen closed | given 60 seconds; then copied |
 | no message, for nobody, too large | to `bad/` with its reason |
-| no regular file, not readable | left alone, logged once |
+| no regular file, not readable, not removable | left alone, logged once |
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import errno
 import logging
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 
@@ -22,7 +24,7 @@ from spoolmta import accounting, disk, message, policy, record
 from spoolmta.arrivals import QUIET, Doorbell, Folder
 from spoolmta.control import HintWriter
 from spoolmta.errors import MessageRefused, SpoolError
-from spoolmta.model import Config, Parsed, Source
+from spoolmta.model import Config, Parsed
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import intake
 from spoolmta.spool.intake import Acceptor, Claimed
@@ -94,6 +96,8 @@ class Pickup:
     def _rest(self) -> None:
         """Nothing to do: listen, look once more (a file may have come in between), then wait to be woken."""
         owed = self._hints.pay()
+        if len(os.listdir(self._layout.incoming)) > 1:
+            self.recover()  # a predecessor that was still finishing when we began has died since
         self._acceptor.tend_journal()
         is_watching = self._bell.watch()
         pause = min(SLOW_SCAN if is_watching else 0.5, 0.05 if owed else SLOW_SCAN, self._next_look())
@@ -122,7 +126,7 @@ class Pickup:
                 self._folders.append(folder)
         for folder in kept.values():
             folder.watch.close()
-        self._bell.ignore()
+        self._bell.close()
         self._bell = Doorbell([folder.path for folder in self._folders])
 
     def _reopen_log(self) -> None:
@@ -153,7 +157,9 @@ class Pickup:
             log.error("recovery: a damaged file is in corrupt/%s", name)
         for path, claimed in found:
             self._account([claimed], claimed.name.source or "pickup")
-            self._hints.send(claimed.name.vmta, intake.enqueue(self._layout, path, claimed))
+            self._hints.send(claimed.name.vmta, self._enqueue(path, claimed))
+        if self._leaving:
+            return  # perhaps on a full disk: the next start carries on
         if found:
             log.warning("recovery: %d messages that a dead process had claimed are on their way", len(found))
         for folder in {os.path.dirname(path) for path, _ in found}:
@@ -166,9 +172,11 @@ class Pickup:
     def _work(self, is_orphan: Callable[[], bool]) -> bool:
         """Look through all folders once; True if anything was found to do."""
         worked = False
+        waiting = 0
         for folder in self._folders:
             names = folder.scan(time.time())
-            self._row[Cell.QUEUED] = len(names)
+            waiting += len(names)
+            self._row[Cell.QUEUED] = waiting
             for start in range(0, len(names), BATCH):
                 if self._leaving or is_orphan() or not self._has_room():
                     return worked
@@ -191,31 +199,53 @@ class Pickup:
                     log.error("pickup: %s; trying again", error.strerror)
                     self._bell.wait(FULL_PAUSE)
                     break
-                self._leave_alone(folder, name, error.strerror or "cannot be read")
+                why = "a symbolic link" if error.errno == errno.ELOOP else error.strerror or "cannot be read"
+                self._leave_alone(folder, name, why)
                 continue
             dealt += claimed is not False
             if isinstance(claimed, Claimed):
                 batch.append(claimed)
                 size += claimed.name.size
                 if size > BATCH_BYTES:
-                    self._commit(folder.source, batch, copied)
+                    self._commit(folder, batch, copied)
                     batch, copied, size = [], [], 0
         if batch:
-            self._commit(folder.source, batch, copied)
+            self._commit(folder, batch, copied)
         return dealt > 0
 
-    def _commit(self, source: Source, batch: list[Claimed], copied: list[str]) -> None:
+    def _commit(self, folder: Folder, batch: list[Claimed], copied: list[str]) -> None:
         began = self._acceptor.commit(batch)
         self._page.publish_sync(began)
         for path in copied:
-            disk.remove(path)
-        self._account(batch, source.name)
+            try:
+                disk.remove(path)
+            except OSError as error:
+                why = f"it is taken, but cannot be removed: {error.strerror}"
+                self._leave_alone(folder, os.path.basename(path), why)
+        self._account(batch, folder.source.name)
         hints: dict[str, list[str]] = {}
         for claimed in batch:
-            hints.setdefault(claimed.name.vmta, []).extend(self._acceptor.incoming.enqueue(claimed))
+            path = f"{self._acceptor.incoming.path}/{claimed.file}"
+            hints.setdefault(claimed.name.vmta, []).extend(self._enqueue(path, claimed))
         for vmta, lines in hints.items():
             self._hints.send(vmta, lines)
         self._row.add(Cell.MESSAGES, len(batch))
+
+    def _enqueue(self, path: str, claimed: Claimed) -> list[str]:
+        """Put a claimed message into the queue; on a full disk, as soon as there is room for the folders it needs."""
+        is_told = False
+        while True:
+            try:
+                return intake.enqueue(self._layout, path, claimed)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if not is_told:
+                    log.error("pickup: %s; what is claimed waits for room", error.strerror)
+                is_told = True
+            if self._leaving:
+                return []  # the next start carries on
+            self._bell.wait(FULL_PAUSE)
 
     def _account(self, batch: list[Claimed], source_type: str) -> None:
         recipients = 0
@@ -249,18 +279,15 @@ class Pickup:
             if not disk.is_regular(status):
                 self._leave_alone(folder, name, "not a regular file")
                 return False
-            must_copy = self._config.copy == "always"
             verdict = self._fitness(folder, name, descriptor, status, now)
             if isinstance(verdict, bool):
                 return verdict
-            must_copy = must_copy or verdict == "copy"
             if status.st_size > folder.source.max_message_size:
                 return self._refuse(path, f"larger than max-message-size ({folder.source.max_message_size} bytes)")
-            if not must_copy and status.st_uid != self._user and not self._own(descriptor):
-                if self._config.copy == "never":
-                    self._leave_alone(folder, name, 'belongs to another user, and copy is "never"')
-                    return False
-                must_copy = True
+            must_copy = self._config.copy == "always" or bool(verdict)
+            if must_copy and self._config.copy == "never":
+                self._leave_alone(folder, name, f'{verdict}, and copy is "never"')
+                return False
             data = _read_all(descriptor, status.st_size)
             try:
                 parsed = message.parse(data)
@@ -269,43 +296,56 @@ class Pickup:
                 return self._refuse(path, str(error))
             parsed = _without_job(parsed) if not folder.source.process_x_job else parsed
             claimed = self._acceptor.incoming.describe(data, parsed, vmta, folder.source.name)
-            if must_copy:
-                self._acceptor.incoming.write(data, claimed)
-                copied.append(path)
-                return claimed
-            return claimed if self._claim(path, claimed, data, copied) else False
+            try:
+                if not must_copy:
+                    return claimed if self._acceptor.incoming.claim(path, claimed) else False
+            except OSError as error:
+                if error.errno != errno.EXDEV or self._config.copy == "never":
+                    raise
+            if not _may_remove(folder.path, status):
+                self._leave_alone(folder, name, "it could be copied, but not removed from its folder")
+                return False
+            self._acceptor.incoming.write(data, claimed)
+            copied.append(path)
+            return claimed
         finally:
             os.close(descriptor)
 
-    def _claim(self, path: str, claimed: Claimed, data: bytes, copied: list[str]) -> bool:
-        try:
-            return self._acceptor.incoming.claim(path, claimed)
-        except OSError as error:
-            if error.errno != errno.EXDEV or self._config.copy == "never":
-                raise
-        self._acceptor.incoming.write(data, claimed)
-        copied.append(path)
-        return True
-
     def _fitness(self, folder: Folder, name: str, descriptor: int, status: os.stat_result, now: float) -> bool | str:
-        """Whether a regular file may be taken: "whole", "copy", or False (put off), or True (refused)."""
+        """Whether a regular file may be taken: "" if by renaming it, why only by copying it, or False (put off), or
+        True (refused). Its last change is its ctime: nobody can set that."""
+        is_ours = status.st_uid == self._user
         if disk.is_open_for_writing(descriptor):
             return self._put_off(folder, name, status, now, "is still open for writing after 60 seconds")
-        if folder.is_in_place(name, now) and now - status.st_mtime < QUIET:
-            folder.put_off(name, max(status.st_mtime, now - QUIET) + QUIET)
-            return False
+        if folder.is_in_place(name):
+            if abs(now - status.st_ctime) < QUIET:
+                folder.put_off(name, status.st_ctime + QUIET)
+                return False
+            # Who is not root is told of writers of his own files only.
+            is_told = is_ours or self._user == 0 or folder.was_closed(name)
+            if not is_told and self._is_young(folder, name, status, now):
+                return False
         if status.st_size == 0:
             return self._put_off(folder, name, status, now, "is empty")
         if status.st_nlink > 1:
-            if folder.waited(name, status.st_mtime, now) < GRACE:
-                folder.put_off(name, now + 1.0)
-                return False
-            return "copy"
-        return "whole"
+            return False if self._is_young(folder, name, status, now) else "it has a second name"
+        if is_ours:
+            return ""
+        if not self._own(descriptor):
+            return "it belongs to another user"
+        if disk.is_open_for_writing(descriptor):
+            return self._put_off(folder, name, status, now, "is still open for writing after 60 seconds")
+        return ""
+
+    def _is_young(self, folder: Folder, name: str, status: os.stat_result, now: float) -> bool:
+        """Whether a file that is not as it should be has time left; it is then put off for a second."""
+        if folder.waited(name, status.st_ctime, now) >= GRACE:
+            return False
+        folder.put_off(name, now + 1.0)
+        return True
 
     def _put_off(self, folder: Folder, name: str, status: os.stat_result, now: float, trouble: str) -> bool:
-        if folder.waited(name, status.st_mtime, now) < GRACE:
-            folder.put_off(name, now + 1.0)
+        if self._is_young(folder, name, status, now):
             return False
         return self._refuse(f"{folder.path}/{name}", trouble)
 
@@ -324,7 +364,7 @@ class Pickup:
         return True
 
     def _leave_alone(self, folder: Folder, name: str, why: str) -> None:
-        folder.left.add(name)
+        folder.leave_alone(name)
         self._row.add(Cell.LEFT_ALONE, 1)
         log.warning("left alone %a: %s", name, why)
 
@@ -333,6 +373,14 @@ def _without_job(parsed: Parsed) -> Parsed:
     import msgspec
 
     return msgspec.structs.replace(parsed, envelope=msgspec.structs.replace(parsed.envelope, job=""))
+
+
+def _may_remove(folder: str, status: os.stat_result) -> bool:
+    """Whether a file can be removed from its folder: one that stayed behind would be sent again after a restart."""
+    place = os.stat(folder)
+    if place.st_mode & stat.S_ISVTX and os.geteuid() not in (0, place.st_uid, status.st_uid):
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _read_all(descriptor: int, size: int) -> bytes:

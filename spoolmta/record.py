@@ -1,7 +1,8 @@
 """Events to the values of accounting rows, in PowerMTA's columns, order and forms (the columns are in `accounting`).
 
-Statuses are `5.1.1 (bad destination mailbox address)`, diagnostics `smtp;550 5.1.1 no such user`, hosts `name (address)`.
-An expired recipient is a `b` with 4.4.7 and message-expired; our own trouble has its words as the diagnostic.
+Statuses are `5.1.1 (bad destination mailbox address)`, diagnostics `smtp;550 5.1.1 no such user`, hosts
+`name (address)`. An expired recipient is a `b` with 4.4.7 and message-expired; our own trouble has its words as the
+diagnostic.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Attempt(Struct, frozen=True):
     attempts: int
 
 
+MAX_TEXT = 2000
+"""Characters of a reply in a row; a stranger's reply may have 65,536, and there is a row for each recipient."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _reply_status(reply: Reply) -> tuple[str, str, str]:
     """(dsnStatus, dsnDiag, bounceCat) of a reply."""
@@ -52,7 +57,21 @@ def _failure_status(failure: Failure) -> tuple[str, str, str]:
 
 def status(result: Reply | Failure) -> tuple[str, str, str]:
     """(dsnStatus, dsnDiag, bounceCat) of whatever answered a recipient."""
-    return _reply_status(result) if isinstance(result, Reply) else _failure_status(result)
+    if isinstance(result, Failure):
+        return _failure_status(result)
+    if len(result.lines) > 1 or len(result.text) > MAX_TEXT:
+        return _reply_status(_cut(result))
+    return _reply_status(result)
+
+
+def _cut(reply: Reply) -> Reply:
+    left, lines = MAX_TEXT, []
+    for line in reply.lines:
+        if left <= 0:
+            break
+        lines.append(line[:left])
+        left -= len(line) + 1
+    return Reply(reply.code, tuple(lines))
 
 
 def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict) -> list[str]:

@@ -25,6 +25,8 @@ MAX_HOSTS = 10
 MAX_RECORDS = 100
 """Postfix takes 100 records of an answer; a stranger's zone must not fill our memory."""
 MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 30.0
+MAX_EMPTY_TTL = 300.0
+"""A name or record that does not exist yet will soon; dnspython says "for ever" where the SOA is missing (RFC 2308)."""
 MAX_CACHED = 20_000
 
 _HOST_NAME = re.compile(
@@ -60,8 +62,8 @@ class Found(Struct, frozen=True):
 def mail_hosts(domain: str, records: tuple[str, ...], chance: random.Random) -> tuple[Host, ...] | Failure:
     """MX records (`10 mx.example.com`) to hosts in the order in which they are tried.
 
-    No record: the domain itself (RFC 5321 section 5.1). A single `0 .`: no mail wanted (RFC 7505). Equal preferences are
-    shuffled (5321: MUST). A host that is an address or no host name cannot be used; nothing usable is an error,
+    No record: the domain itself (RFC 5321 section 5.1). A single `0 .`: no mail wanted (RFC 7505). Equal preferences
+    are shuffled (5321: MUST). A host that is an address or no host name cannot be used; nothing usable is an error,
     never the domain itself.
     """
     if not records:
@@ -90,9 +92,10 @@ def is_host_name(name: str) -> bool:
 
 
 class Resolver:
-    """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's."""
+    """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's. A question that has no
+    answer after `patience` seconds is given up."""
 
-    def __init__(self, nameservers: tuple[str, ...], chance: random.Random) -> None:
+    def __init__(self, nameservers: tuple[str, ...], chance: random.Random, patience: float = 15.0) -> None:
         self._chance = chance
         self._cache: dict[tuple[str, str], Found] = {}
         self._asked: dict[tuple[str, str], asyncio.Future[Found]] = {}
@@ -100,7 +103,7 @@ class Resolver:
         if nameservers:
             self._resolver.nameservers = [_nameserver(text) for text in nameservers]
         self._resolver.use_edns(0, 0, 1232)
-        self._resolver.lifetime = 15.0
+        self._resolver.lifetime = patience
         self._resolver.timeout = 4.0
 
     async def route(self, domain: str, policy: DomainPolicy) -> Route:
@@ -111,8 +114,9 @@ class Resolver:
             for level in policy.smtp_hosts:
                 hosts += self._chance.sample(level, len(level))
             return Route(domain, tuple(hosts))
-        if domain.startswith("ip-"):
-            return Route(domain, (Host(domain.removeprefix("ip-")),))
+        literal = _literal(domain)
+        if literal:
+            return Route(domain, (Host(literal),))
         found = await self.look_up(domain, "MX")
         if found.failure is not None:
             raise Unroutable(Failure(found.failure, found.text), max(1.0, found.expires - time.monotonic()))
@@ -122,7 +126,7 @@ class Resolver:
         return Route(domain, result)
 
     async def addresses(self, host: str, families: frozenset[int]) -> list[str] | Failure:
-        """The addresses of a host in the families (4, 6) we can send from, IPv6 first if both; or why there are none."""
+        """The addresses of a host in the families (4, 6) we can send from, IPv6 first; or why there are none."""
         try:
             literal = ipaddress.ip_address(host)
         except ValueError:
@@ -153,23 +157,37 @@ class Resolver:
         if asked is None:
             asked = self._asked[key] = asyncio.ensure_future(self._ask(name, kind))
             asked.add_done_callback(lambda _: self._asked.pop(key, None))
-        found = await asyncio.shield(asked)
-        if len(self._cache) >= MAX_CACHED:
-            del self._cache[next(iter(self._cache))]
-        self._cache[key] = found
-        return found
+        return await asyncio.shield(asked)
 
     async def _ask(self, name: str, kind: str) -> Found:
+        found = await self._query(name, kind)
+        if len(self._cache) >= MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        self._cache[name, kind] = found
+        return found
+
+    async def _query(self, name: str, kind: str) -> Found:
         try:
             answer = await self._resolver.resolve(name + ".", kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN:
-            return Found((), time.monotonic() + 300.0, FailureKind.NO_DOMAIN, f"domain {name} does not exist")
+            return Found((), time.monotonic() + MAX_EMPTY_TTL, FailureKind.NO_DOMAIN, f"domain {name} does not exist")
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
             text = f"DNS look-up of {kind} {name} failed: {_explain(error)}"
             return Found((), time.monotonic() + FAILED_TTL, FailureKind.DNS_TEMPORARY, text)
-        ttl = min(max(answer.expiration - time.time(), MIN_TTL), MAX_TTL)
+        ttl = answer.expiration - time.time()
+        ttl = min(max(ttl, MIN_TTL), MAX_TTL if answer.rrset is not None else MAX_EMPTY_TTL)
         records = [record.to_text() for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
         return Found(tuple(records), time.monotonic() + ttl)
+
+
+def _literal(domain: str) -> str:
+    """The address in the folder of an address literal, else "": `ip-192.0.2.1` is one, `ip-api.com` is a domain."""
+    if domain.startswith("ip-"):
+        try:
+            return str(ipaddress.ip_address(domain[3:]))
+        except ValueError:
+            pass
+    return ""
 
 
 def _explain(error: Exception) -> str:

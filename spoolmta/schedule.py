@@ -11,8 +11,10 @@ be asked again. Whoever performs the actions reports back (`located`, `opened`, 
 
 Laws. Limits are never exceeded: sessions of a site, sessions of the VMTA, messages of a session, recipients in any
 window of a rate. A name is in exactly one place: waiting, ready, or on one session; it leaves by exactly one
-action (Assign, Reject, Expire). `wake_at` is in the future. A blocked site opens nothing; after a failure one
-session goes first, the others follow its success.
+action (Assign, Reject, Expire). `wake_at` is in the future. A blocked site opens nothing, but its open sessions go
+on (a receiver that refuses our 21st connection still takes mail on the 20 others); after a failure one session goes
+first, the others follow its success. Sites that wait for a free session of the VMTA get one in turn.
+A report about a session that is already gone is ignored.
 `now` is Unix seconds from a clock that does not jump.
 """
 
@@ -23,14 +25,22 @@ import math
 from collections import deque
 
 from spoolmta import entry
-from spoolmta.model import DomainPolicy, Failure, Rate, Struct
+from spoolmta.model import DomainPolicy, Failure, Struct
+from spoolmta.rate import RateLimiter, pick
+from spoolmta.rate import next_due as next_due
+from spoolmta.site import Queue, Session, Site
 
 BATCH = 500
 """Names given back in one step; the rest follows in the next turn of the loop, so that a big condemned queue does
 not hold up the others."""
 SOON = 0.001
+FAIR_SHARE = 100
+"""Messages a session may carry while other sites wait for a free session of the VMTA."""
+MAX_REMEMBERED = 10_000
+"""Failures of sites without mail that are kept; the oldest go first."""
 ENOUGH = 3
-"""Sessions a site may have when our own processor is what holds us up (`is_saturated`): one sends while another waits."""
+"""Sessions a site may have when our own processor is what holds us up (`is_saturated`): one sends while another
+waits."""
 
 
 class Locate(Struct, frozen=True):
@@ -80,139 +90,6 @@ class Expire(Struct, frozen=True):
 Action = Locate | Open | Assign | Close | Reject | Expire
 
 
-class RateLimiter:
-    """At most `count` in every window of `period` seconds, and at least 95 % of it when there is demand.
-
-    Counts lie in 64 buckets of a period; a window is charged the whole of its oldest, partly covered bucket, so it
-    is never above the limit and at most 1/64 below. A pace (one every period/count seconds, up to a second ahead)
-    keeps a minute's mail from going out in the minute's first second.
-    """
-
-    BUCKETS = 64
-
-    __slots__ = ("_buckets", "_next", "_sum", "_width", "rate")
-
-    def __init__(self, rate: Rate) -> None:
-        self.rate = rate
-        self._width = rate.period / self.BUCKETS
-        self._buckets: deque[list[float]] = deque()
-        self._sum = 0.0
-        self._next = -math.inf
-
-    def wait(self, now: float, count: int) -> float:
-        """Seconds until `count` more are allowed; 0 if they are now. More than the whole limit is allowed when
-        nothing else is in the window, because it would otherwise wait for ever."""
-        if self.rate.count == math.inf:
-            return 0.0
-        oldest = math.floor(now / self._width) - self.BUCKETS
-        while self._buckets and self._buckets[0][0] < oldest:
-            self._sum -= self._buckets.popleft()[1]
-        ahead = min(1.0, self.rate.period / 20)
-        pause = max(0.0, self._next - ahead - now)
-        excess = self._sum + count - self.rate.count
-        for number, amount in self._buckets:
-            if excess <= 0:
-                break
-            excess -= amount
-            pause = max(pause, (number + self.BUCKETS + 1) * self._width - now)
-        return pause
-
-    def take(self, now: float, count: int) -> None:
-        """Count them as sent now."""
-        if self.rate.count == math.inf:
-            return
-        number = math.floor(now / self._width)
-        if not self._buckets or self._buckets[-1][0] != number:
-            self._buckets.append([number, 0.0])
-        self._buckets[-1][1] += count
-        self._sum += count
-        self._next = max(now, self._next) + count * self.rate.period / self.rate.count
-
-
-class Queue:
-    """The mail of one domain."""
-
-    __slots__ = ("domain", "failure", "locating", "ready", "reason", "retry_at", "site", "waiting")
-
-    def __init__(self, domain: str) -> None:
-        self.domain = domain
-        self.ready: deque[str] = deque()
-        self.waiting: list[tuple[float, str]] = []
-        self.site: Site | None = None
-        self.locating = False
-        self.retry_at = 0.0
-        self.failure: Failure | None = None
-        self.reason = ""
-
-    def __repr__(self) -> str:
-        site = self.site.key if self.site else None
-        return (
-            f"Queue({self.domain}, ready={len(self.ready)}, waiting={len(self.waiting)}, site={site}, {self.reason!r})"
-        )
-
-
-class Site:
-    """What shares limits at the receiving end, with its open sessions and its state after failures."""
-
-    __slots__ = (
-        "blocked_until",
-        "failures",
-        "idle",
-        "key",
-        "limiter",
-        "opening",
-        "policy",
-        "queues",
-        "reason",
-        "rotation",
-        "sessions",
-    )
-
-    def __init__(self, key: str, policy: DomainPolicy) -> None:
-        self.key = key
-        self.policy = policy
-        self.limiter = RateLimiter(policy.max_msg_rate)
-        self.queues: set[Queue] = set()
-        self.rotation: deque[Queue] = deque()
-        self.sessions: set[int] = set()
-        self.idle: list[Session] = []
-        self.opening = 0
-        self.failures = 0
-        self.blocked_until = 0.0
-        self.reason = ""
-
-    def __repr__(self) -> str:
-        return (
-            f"Site({self.key}, sessions={len(self.sessions)}, idle={len(self.idle)}, opening={self.opening}, "
-            f"failures={self.failures}, blocked_until={self.blocked_until}, {self.reason!r})"
-        )
-
-
-class Session:
-    """One connection, as far as limits are concerned."""
-
-    __slots__ = ("delivered", "idle_since", "number", "opening", "sent", "site")
-
-    def __init__(self, number: int, site: Site) -> None:
-        self.number = number
-        self.site = site
-        self.opening = True
-        self.sent = 0
-        self.delivered = 0
-        self.idle_since = 0.0
-
-
-def pick(schedule: tuple[float, ...], failures: int) -> float:
-    """The pause after the given number of failures in a row (1, 2, ...): the list's value, the last one repeats."""
-    return schedule[min(max(failures, 1), len(schedule)) - 1]
-
-
-def next_due(schedule: tuple[float, ...], attempts: int, now: float, expires: float) -> float:
-    """When a deferred recipient is tried again: after its pause, but not later than its expiry (it is given up
-    then). Law: between now and expires."""
-    return max(now, min(now + pick(schedule, attempts), expires))
-
-
 class Scheduler:
     """All queues, sites and sessions of one VMTA. `max_smtp_out` 0 means no limit over all of them."""
 
@@ -224,6 +101,7 @@ class Scheduler:
         self._numbers = 0
         self._dirty: dict[Queue | Site, None] = {}
         self._starved: dict[Site, None] = {}
+        self._idle_sites: dict[Site, None] = {}
         self._timers: list[tuple[float, int, Queue | Site]] = []
         self._timer_numbers = 0
         self._armed: dict[Queue | Site, float] = {}
@@ -253,7 +131,7 @@ class Scheduler:
             if queue.waiting[0][1] is name:
                 self._arm(due, queue)
         else:
-            self._make_ready(queue, name)
+            self._make_ready(queue, name, now)
 
     def located(self, domain: str, site_key: str, policy: DomainPolicy, now: float) -> None:
         """The domain's site is known; its mail goes there from now on."""
@@ -277,7 +155,9 @@ class Scheduler:
         queue = self.queues.get(domain)
         if queue is not None:
             queue.locating, queue.retry_at, queue.reason = False, until, reason
-            self._expire(queue, now, bounce_after, reason, self._decided)
+            for _ in range(len(queue.ready)):  # those that come back from a deferral are older than those before them
+                queue.ready.rotate(-1)
+                self._expire_last(queue, now, bounce_after, reason)
             self._dirty[queue] = None
 
     def condemned(self, domain: str, failure: Failure, until: float) -> None:
@@ -289,23 +169,27 @@ class Scheduler:
 
     def opened(self, number: int, now: float) -> None:
         """The session is ready for its first message."""
-        session = self._sessions[number]
-        session.opening = False
-        session.site.opening -= 1
-        self._make_idle(session, now)
+        session = self._sessions.get(number)
+        if session is not None and session.opening:
+            session.opening = False
+            session.site.opening -= 1
+            self._make_idle(session, now)
 
     def open_failed(self, number: int, now: float, reason: str, *, ours: bool = False) -> bool:
         """No host of the site could be reached, or (`ours`) we could not even begin; then the site is not blamed
         and its mail waits a minute. True if this failure is a new one, False if one of the same cohort."""
-        site = self._sessions[number].site
-        site.opening -= 1
-        self._forget(number)
-        return self._block(site, now, reason, 60.0 if ours else None)
+        session = self._sessions.get(number)
+        if session is None:
+            return False
+        self._forget(session)
+        return self._block(session.site, now, reason, 60.0 if ours else None)
 
     def finished(self, number: int, now: float, *, delivered: bool, reusable: bool, reason: str = "") -> bool:
         """The session's message is done (its entry settled or added again). A session that breaks before it has
         delivered anything counts as a failure of the site; True if that is news."""
-        session = self._sessions[number]
+        session = self._sessions.get(number)
+        if session is None:
+            return False
         site = session.site
         if delivered:
             session.delivered += 1
@@ -313,11 +197,10 @@ class Scheduler:
                 site.failures, site.reason = 0, ""
                 self._dirty[site] = None
         if not reusable:
-            self._forget(number)
+            self._forget(session)
             return session.delivered == 0 and self._block(site, now, reason, None)
-        limit = site.policy.max_msg_per_connection
-        if limit and session.sent >= limit:
-            self._forget(number)
+        if self._is_spent(session):
+            self._forget(session)
             self._decided.append(Close(number))
         else:
             self._make_idle(session, now)
@@ -329,7 +212,7 @@ class Scheduler:
         if session is not None:
             if session in session.site.idle:
                 session.site.idle.remove(session)
-            self._forget(number)
+            self._forget(session)
 
     def drain(self) -> None:
         """Assign and open nothing more; idle sessions are closed."""
@@ -341,7 +224,9 @@ class Scheduler:
         """New limits for the sites named; a rate that did not change keeps its window."""
         self.max_smtp_out = max_smtp_out
         for key, policy in policies.items():
-            site = self.sites[key]
+            site = self.sites.get(key)
+            if site is None:
+                continue
             if policy.max_msg_rate != site.policy.max_msg_rate:
                 site.limiter = RateLimiter(policy.max_msg_rate)
             site.policy = policy
@@ -350,6 +235,8 @@ class Scheduler:
     def remember(self, states: dict[str, tuple[int, float, str]]) -> None:
         """State of sites from before a sleep: failures in a row, blocked until, reason."""
         self._remembered.update(states)
+        while len(self._remembered) > MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
 
     def states(self) -> dict[str, tuple[int, float, str]]:
         """What `remember` takes."""
@@ -375,21 +262,32 @@ class Scheduler:
             if self._armed.get(item) == time:
                 del self._armed[item]
                 self._dirty[item] = None
-        while self._dirty:
+        while self._dirty or (self._starved and self._free() > 0):
+            if not self._dirty:
+                site = next(iter(self._starved))
+                del self._starved[site]
+                self._serve_site(site, now, actions, 1)
+                continue
             item, _ = self._dirty.popitem()
             if isinstance(item, Queue):
                 self._serve_queue(item, now, actions)
             else:
                 self._serve_site(item, now, actions)
-        return actions, self._timers[0][0] if self._timers else math.inf
+        return actions, max(self._timers[0][0], now + SOON) if self._timers else math.inf
 
     def _serve_queue(self, queue: Queue, now: float, actions: list[Action]) -> None:
+        site = queue.site
         while queue.waiting and queue.waiting[0][0] <= now:
-            self._make_ready(queue, heapq.heappop(queue.waiting)[1])
+            name = heapq.heappop(queue.waiting)[1]
+            if site is not None and self._is_too_old(site, name, now):
+                self.size -= 1
+                actions.append(Expire(queue.domain, name, site.reason))
+            else:
+                self._make_ready(queue, name, now)
         if queue.waiting:
             self._arm(queue.waiting[0][0], queue)
-        if queue.site is not None:
-            self._dirty[queue.site] = None
+        if site is not None:
+            self._dirty[site] = None
             return
         if not queue.ready:
             if not queue.waiting and not queue.locating:
@@ -405,16 +303,13 @@ class Scheduler:
             queue.locating, queue.failure = True, None
             actions.append(Locate(queue.domain))
 
-    def _serve_site(self, site: Site, now: float, actions: list[Action]) -> None:
+    def _serve_site(self, site: Site, now: float, actions: list[Action], most: int = 0) -> None:
+        """What can be done for a site now; `most` is how many sessions it may open because its turn has come."""
         if site.blocked_until > now:
-            for queue in list(site.rotation):
-                self._expire(queue, now, site.policy.bounce_after, site.reason, actions)
-                if not queue.ready:
-                    site.rotation.remove(queue)
-            if site.rotation:
-                self._arm(min(site.blocked_until, self._first_expiry(site)), site)
-        elif self._assign(site, now, actions):
-            self._open(site, actions)
+            self._expire_blocked(site, now, actions)
+        wants_more = self._assign(site, now, actions) and site.blocked_until <= now
+        if not wants_more or not self._open(site, now, most, actions):
+            self._starved.pop(site, None)
         self._close_idle(site, now, actions)
         if not site.sessions and not site.rotation:
             self._retire(site, now)
@@ -426,8 +321,7 @@ class Scheduler:
         while site.rotation:
             queue = site.rotation[0]
             name = queue.ready[0]
-            attempts, _ = entry.state(name)
-            if attempts and now >= entry.received(name) + site.policy.bounce_after:
+            if self._is_too_old(site, name, now):
                 self._take(site, queue)
                 actions.append(Expire(queue.domain, name, site.reason))
                 continue
@@ -445,29 +339,38 @@ class Scheduler:
             actions.append(Assign(session.number, queue.domain, name))
         return False
 
-    def _open(self, site: Site, actions: list[Action]) -> None:
-        """Open sessions for mail that has none coming, within the limits of the site and the VMTA."""
+    def _open(self, site: Site, now: float, most: int, actions: list[Action]) -> bool:
+        """Open sessions for mail that has none coming, within the limits of the site and the VMTA. True if the
+        VMTA's limit keeps the site from having more."""
         room = site.policy.max_smtp_out - len(site.sessions)
         if site.failures:
             room = min(room, 1 - len(site.sessions))
-        wanted = sum(len(queue.ready) for queue in site.rotation) if len(site.rotation) < 32 else room
         # Slow start: as many more as are open already. A queue is often empty before a second session is.
         established = len(site.sessions) - site.opening
         room = min(room, (2 if self.is_saturated else max(2, established)) - site.opening)
         if self.is_saturated and established >= ENOUGH:
-            return
-        for _ in range(min(room, wanted - site.opening)):
-            if self.max_smtp_out and len(self._sessions) >= self.max_smtp_out:
-                self._starved[site] = None
-                for other in self.sites.values():
-                    if other.idle:
-                        self._dirty[other] = None
-                return
+            return False
+        wanted = sum(len(queue.ready) for queue in site.rotation) if len(site.rotation) < 32 else room
+        wanted = int(min(room, min(wanted, site.limiter.allowance(now)) - site.opening))
+        if wanted <= 0:
+            return False
+        free = most if most or self._starved else self._free()
+        for _ in range(int(min(wanted, free))):
             self._numbers += 1
             self._sessions[self._numbers] = Session(self._numbers, site)
             site.sessions.add(self._numbers)
             site.opening += 1
             actions.append(Open(self._numbers, site.key, site.rotation[0].domain))
+        if wanted <= free:
+            return False
+        self._starved.setdefault(site)
+        for other in self._idle_sites:  # their idle sessions are closed to make room
+            self._dirty[other] = None
+        return True
+
+    def _free(self) -> float:
+        """Sessions the VMTA may still open."""
+        return self.max_smtp_out - len(self._sessions) if self.max_smtp_out else math.inf
 
     def _close_idle(self, site: Site, now: float, actions: list[Action]) -> None:
         """Close what has been idle for connection-idle-timeout; at once when others wait for a free session."""
@@ -476,22 +379,36 @@ class Scheduler:
             if self.draining or (self._starved and site not in self._starved)
             else site.policy.connection_idle_timeout
         )
-        for session in list(site.idle):
-            if session.idle_since + timeout <= now:
-                site.idle.remove(session)
-                self._forget(session.number)
-                actions.append(Close(session.number))
-            else:
-                self._arm(session.idle_since + timeout, site)
+        while site.idle and site.idle[0].idle_since + timeout <= now:  # the longest idle is the first
+            session = site.idle.popleft()
+            self._forget(session)
+            actions.append(Close(session.number))
+        if site.idle:
+            self._idle_sites[site] = None
+            self._arm(site.idle[0].idle_since + timeout, site)
+        else:
+            self._idle_sites.pop(site, None)
 
-    def _expire(self, queue: Queue, now: float, bounce_after: float, reason: str, actions: list[Action]) -> None:
-        """Give up what has waited too long behind a failure; first come is first to expire."""
-        while queue.ready and now >= entry.received(queue.ready[0]) + bounce_after:
-            actions.append(Expire(queue.domain, queue.ready.popleft(), reason))
+    def _is_too_old(self, site: Site, name: str, now: float) -> bool:
+        """Whether an entry that has been tried has waited for bounce-after; one that was not gets its try."""
+        return entry.state(name)[0] > 0 and now >= entry.received(name) + site.policy.bounce_after
+
+    def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
+        """Give up what has waited too long behind a failure, tried or not: the first of each queue, in turn."""
+        bounce_after = site.policy.bounce_after
+        for queue in site.rotation:
+            while queue.ready and now >= entry.received(queue.ready[0]) + bounce_after:
+                actions.append(Expire(queue.domain, queue.ready.popleft(), site.reason))
+                self.size -= 1
+        site.rotation = deque(queue for queue in site.rotation if queue.ready)
+        if site.rotation:
+            first = min(entry.received(queue.ready[0]) for queue in site.rotation)
+            self._arm(min(site.blocked_until, first + bounce_after), site)
+
+    def _expire_last(self, queue: Queue, now: float, bounce_after: float, reason: str) -> None:
+        if now >= entry.received(queue.ready[-1]) + bounce_after:
+            self._decided.append(Expire(queue.domain, queue.ready.pop(), reason))
             self.size -= 1
-
-    def _first_expiry(self, site: Site) -> float:
-        return min(entry.received(queue.ready[0]) for queue in site.rotation) + site.policy.bounce_after
 
     # Bookkeeping
 
@@ -503,28 +420,40 @@ class Scheduler:
         if queue.ready:
             site.rotation.append(queue)
 
-    def _make_ready(self, queue: Queue, name: str) -> None:
+    def _make_ready(self, queue: Queue, name: str, now: float) -> None:
         queue.ready.append(name)
         site = queue.site
         if site is None:
             self._dirty[queue] = None
-        else:
-            if len(queue.ready) == 1:
-                site.rotation.append(queue)
-            self._dirty[site] = None
+            return
+        if len(queue.ready) == 1:
+            site.rotation.append(queue)
+        elif site.blocked_until > now and not site.idle:
+            return  # nothing changes for a blocked site
+        self._dirty[site] = None
+
+    def _is_spent(self, session: Session) -> bool:
+        """Whether a session has to end: it carried what it may, or there are more than there may be since a reload."""
+        policy = session.site.policy
+        limit = policy.max_msg_per_connection
+        return (
+            (limit > 0 and session.sent >= limit)
+            or (session.sent >= FAIR_SHARE and bool(self._starved))
+            or len(session.site.sessions) > policy.max_smtp_out
+            or self._free() < 0
+        )
 
     def _make_idle(self, session: Session, now: float) -> None:
         session.idle_since = now
         session.site.idle.append(session)
         self._dirty[session.site] = None
 
-    def _forget(self, number: int) -> None:
-        session = self._sessions.pop(number)
-        session.site.sessions.discard(number)
-        self._dirty[session.site] = None
-        if self._starved:
-            self._dirty.update(self._starved)
-            self._starved.clear()
+    def _forget(self, session: Session) -> None:
+        site = session.site
+        del self._sessions[session.number]
+        site.sessions.discard(session.number)
+        site.opening -= session.opening
+        self._dirty[site] = None
 
     def _block(self, site: Site, now: float, reason: str, pause: float | None) -> bool:
         """Hold a site after a failure. Sessions that fail while it is blocked belong to the same failure."""
@@ -539,15 +468,20 @@ class Scheduler:
         return True
 
     def _retire(self, site: Site, now: float) -> None:
-        """Forget a site without mail and sessions; what it failed with is remembered while it matters."""
-        if site.failures and site.blocked_until > now:
-            self._remembered[site.key] = (site.failures, site.blocked_until, site.reason)
+        """Forget a site without mail and sessions, once its rate does not need it; its failures are remembered."""
         for queue in [queue for queue in site.queues if not queue.waiting]:
             site.queues.discard(queue)
             self._drop(queue)
-        if not site.queues:
-            self.sites.pop(site.key, None)
-            self._armed.pop(site, None)
+        if site.queues:
+            return
+        if site.limiter.busy_until() > now:
+            self._arm(site.limiter.busy_until(), site)
+            return
+        if site.failures:
+            self.remember({site.key: (site.failures, site.blocked_until, site.reason)})
+        if self.sites.get(site.key) is site:
+            del self.sites[site.key]
+        self._armed.pop(site, None)
 
     def _drop(self, queue: Queue) -> None:
         self.queues.pop(queue.domain, None)
@@ -560,3 +494,6 @@ class Scheduler:
             self._armed[item] = time
             self._timer_numbers += 1
             heapq.heappush(self._timers, (time, self._timer_numbers, item))
+            if len(self._timers) > 2 * len(self._armed) + 1000:  # most are out of date
+                self._timers = [(time, number, item) for number, (item, time) in enumerate(self._armed.items())]
+                heapq.heapify(self._timers)

@@ -98,6 +98,7 @@ class Supervisor:
         self._epoll.register(signals, select.EPOLLIN)
         self._epoll.register(self._server.socket.fileno(), select.EPOLLIN)
         self._save_config()
+        self._sleepers = select.epoll()
         for name in self._config.vmtas:
             self._watch_fifo(name)
         self._find_mail()
@@ -139,8 +140,9 @@ class Supervisor:
                 self._epoll.register(client, select.EPOLLIN)
         elif self._server.has(descriptor):
             self._read_question(descriptor)
-        elif descriptor in self._fifo_vmtas and self._is_open and not self._stopping:
-            self._wake(self._fifo_vmtas[descriptor])
+        elif descriptor == self._sleepers.fileno():
+            for fifo, _ in self._sleepers.poll(0):
+                self._wake(self._fifo_vmtas[fifo])
 
     def _read_signals(self, signals: int) -> None:
         for number in os.read(signals, 512):
@@ -193,11 +195,14 @@ class Supervisor:
         child = self._roles.get(PICKUP)
         if child is None or child.row[Cell.READY] or time.time() - self._started > 30.0:
             self._is_open = True
+            self._epoll.register(self._sleepers.fileno(), select.EPOLLIN)
 
     def stop(self) -> None:
         """Drain: no new sessions, those under way finish within 30 seconds."""
         if not self._stopping:
             self._stopping = time.time() + STOP_WITHIN
+            if self._is_open:
+                self._epoll.unregister(self._sleepers.fileno())  # who is woken by mail now would have to leave at once
             self._signal(signal.SIGTERM)
 
     def _signal(self, number: int) -> None:
@@ -286,8 +291,17 @@ class Supervisor:
                 how,
                 max(0.0, health.restart_at - now),
             )
-        if child.role != PICKUP:
+        if child.role == PICKUP:
+            self._make_up_for_lost_hints()
+        else:
             self._put_to_sleep(child.role.partition("/")[2], clean)
+
+    def _make_up_for_lost_hints(self) -> None:
+        """An intake process may have died between putting mail into the queue and telling of it: let all look."""
+        self._find_mail()
+        for role in self._roles:
+            with contextlib.suppress(BlockingIOError):  # so full of hints that the next slow scan has to do
+                os.write(self._fifos[role.partition("/")[2]], f"{control.SCAN}\n".encode())
 
     def _put_to_sleep(self, vmta: str, clean: bool) -> None:
         if vmta not in self._config.vmtas:
@@ -306,11 +320,11 @@ class Supervisor:
             fifo = self._fifos[vmta] = control.make_fifo(self._layout.fifo(vmta))
         self._fifo_vmtas[fifo] = vmta
         with contextlib.suppress(FileExistsError):
-            self._epoll.register(fifo, select.EPOLLIN)
+            self._sleepers.register(fifo, select.EPOLLIN)
 
     def _unwatch_fifo(self, vmta: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._epoll.unregister(self._fifos[vmta])
+            self._sleepers.unregister(self._fifos[vmta])
 
     def _find_mail(self) -> None:
         """At start (and after a reload) wake the VMTAs that have mail; tell of mail whose VMTA is not configured."""
@@ -471,5 +485,6 @@ def run(path: str) -> None:
     setproctitle.setproctitle("spoolmta: supervisor")
     for warning in policy.warnings(configuration):
         log.warning("%s", warning)
+    delivery.warm_up(configuration)
     process.drop_privileges(configuration.user)
     Supervisor(path, configuration).run()

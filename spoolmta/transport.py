@@ -13,8 +13,10 @@ import socket
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
 
-from spoolmta.model import Failure, FailureKind, Reply, Stage
-from spoolmta.smtp.client import Refused, Step, WireError
+import msgspec
+
+from spoolmta.model import Answer, Failure, FailureKind, Reply, Stage
+from spoolmta.smtp.client import Capabilities, Refused, Result, Step, WireError
 from spoolmta.smtp.wire import ProtocolError, ReplyParser
 
 QUIT_WAIT = 5.0
@@ -24,7 +26,8 @@ Done = Callable[[Any], None]
 
 
 class Connection(asyncio.Protocol):
-    """One SMTP connection. `timeouts` are seconds per stage; `on_lost` is called when it ends while no dialogue runs."""
+    """One SMTP connection. `timeouts` are seconds per stage; `on_lost` is called when it ends while no dialogue
+    runs."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, timeouts: Mapping[Stage, float], on_lost: Callable[[], None]
@@ -103,18 +106,43 @@ class Connection(asyncio.Protocol):
         missing = self._awaited - len(self._replies)
         if missing > 0:
             return
-        if missing < 0 or not self._parser.is_between_replies:
-            self._fail(Failure(FailureKind.PROTOCOL, "the server sent more replies than there were commands"))
-            return
+        goodbye = self._read_surplus(missing)
         answered, self._replies = self._replies, []
+        if not self.is_busy:
+            return
         try:
             step = self._dialogue.send(answered)
         except StopIteration as stop:
-            self._finish(stop.value)
+            result: Any = stop.value
         except Refused as refused:
-            self._finish(refused)
+            result = refused
         else:
             self._start(step)
+            if goodbye is not None:
+                self._replies = [goodbye]
+                self._fail(Failure(FailureKind.LOST, f"the server left: {goodbye}"))
+            return
+        if goodbye is not None:
+            result = _closed(result, self.stage, goodbye)
+            self._on_lost = None
+            self._close()
+        self._finish(result)
+
+    def _read_surplus(self, missing: int) -> Reply | None:
+        """The 421 with which a server may take its leave right behind an answer (RFC 5321 section 3.8).
+
+        Any other surplus means that it is out of step: which reply answers which command is not known any more. So is
+        a server that accepts a message before it has all of it; one that refuses it so early cannot carry another.
+        """
+        if missing == -1 and self._parser.is_between_replies and self._replies[-1].code == 421:
+            return self._replies.pop()
+        if missing or not self._parser.is_between_replies:
+            self._fail(Failure(FailureKind.PROTOCOL, "the server sent more replies than there were commands"))
+        elif self.stage is Stage.EOD and self._transport is not None and self._transport.get_write_buffer_size():
+            if self._replies[-1].code >= 400:
+                return self._replies[-1]
+            self._fail(Failure(FailureKind.PROTOCOL, "the server answered before the end of the message"))
+        return None
 
     def connection_lost(self, error: Exception | None) -> None:
         self._cancel_timer()
@@ -197,6 +225,15 @@ class Connection(asyncio.Protocol):
                 self._fail(Failure(FailureKind.TIMEOUT, f"no answer in time ({self.stage.value})"))
 
 
+def _closed(result: Any, stage: Stage, goodbye: Reply) -> Any:
+    """The result of a dialogue after which the server left."""
+    if isinstance(result, Result):
+        return msgspec.structs.replace(result, reusable=False)
+    if isinstance(result, Capabilities):
+        return Refused(Answer(stage, goodbye))
+    return result
+
+
 async def connect(
     loop: asyncio.AbstractEventLoop, protocol: Connection, address: str, port: int, source: str, timeout: float
 ) -> str:
@@ -239,7 +276,7 @@ async def connect(
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, where: tuple[str, int]) -> None:
-    """Connect without `loop.sock_connect`, which on uvloop starts four threads to look up what is an address already."""
+    """Connect without `loop.sock_connect`, which on uvloop starts four threads to look up what is an address."""
     try:
         sock.connect(where)
         return

@@ -40,6 +40,8 @@ def judge(answer: Answer) -> Verdict:
     if isinstance(result, Reply):
         return _judge_reply(stage, result)
     kind = result.kind
+    if stage is Stage.EOD:
+        return Verdict(None, Scope.SESSION, possible_duplicate=True)
     if kind is FailureKind.EXPIRED:
         return Verdict(Outcome.EXPIRED, Scope.RECIPIENT)
     if kind is FailureKind.UNSENDABLE:
@@ -48,7 +50,7 @@ def judge(answer: Answer) -> Verdict:
         return Verdict(Outcome.BOUNCED if kind in _FINAL_AT_RESOLVE else None, Scope.SITE)
     if stage in _HOST_STAGES:
         return Verdict(None, Scope.HOST)
-    return Verdict(None, Scope.SESSION, possible_duplicate=stage is Stage.EOD)
+    return Verdict(None, Scope.SESSION)
 
 
 def _judge_reply(stage: Stage, reply: Reply) -> Verdict:

@@ -5,7 +5,8 @@ sent the replies. A driver owns the socket and the clock.
     step = dialogue.send([Reply, ...])    -> the next Step, or StopIteration with the result
 
 Transport trouble is thrown in as `WireError(failure, replies)`, with the replies of the current step that did
-arrive; so one `except` gives every unanswered recipient its answer.
+arrive; so one `except` gives every unanswered recipient its answer. What arrived is not used where the peer was out
+of step (FailureKind.PROTOCOL): nobody knows then which command it answered.
 
 Laws. Every recipient gets exactly one Answer, whatever fails where. At most one body goes out. A recipient is
 only ever answered at Stage.EOD if its RCPT was accepted and the body was sent. A pipelined 354 with no accepted
@@ -121,6 +122,8 @@ def transaction(
             for index, reply in zip(asked, replies[1:-1], strict=True):
                 state.read_rcpt(index, reply)
             data = replies[-1]
+            if state.is_out_of_step:
+                return (yield from _finish(state, reset=False))
         else:
             state.read_mail((yield Step(commands[0], 1, Stage.MAIL))[0])
             for index, rcpt in zip(asked, rcpts, strict=True):
@@ -132,7 +135,7 @@ def transaction(
                 return (yield from _finish(state, reset=True))
             state.stage = Stage.DATA
             data = (yield Step(b"DATA\r\n", 1, Stage.DATA))[0]
-        if data.code == 354:
+        if 300 <= data.code < 400:
             state.stage = Stage.EOD
             reply = (yield Step(dot_stuff(content) if state.accepted else b".\r\n", 1, Stage.EOD))[0]
             state.read_end(Stage.EOD, reply)
@@ -146,7 +149,7 @@ def transaction(
 
 def _finish(state: _State, *, reset: bool) -> Transaction:
     """Leave the session ready for the next message: RSET where a transaction may still be open."""
-    result = [answer for answer in state.answers if answer is not None]
+    result = [answer or Answer(state.stage, state.last) for answer in state.answers]
     if state.closing:
         return Result(result, False)
     if reset:
@@ -161,7 +164,7 @@ def _finish(state: _State, *, reset: bool) -> Transaction:
 class _State:
     """What is known of one transaction so far."""
 
-    __slots__ = ("accepted", "answers", "asked", "closing", "is_refused", "stage")
+    __slots__ = ("accepted", "answers", "asked", "closing", "is_out_of_step", "is_refused", "last", "stage")
 
     def __init__(self, answers: list[Answer | None], asked: list[int]) -> None:
         self.answers = answers
@@ -169,7 +172,9 @@ class _State:
         self.accepted: list[int] = []
         self.stage = Stage.MAIL
         self.is_refused = False
+        self.is_out_of_step = False
         self.closing = False
+        self.last: Reply | Failure = Failure(FailureKind.LOST, "the session ended")
 
     def read_mail(self, reply: Reply) -> None:
         if 200 <= reply.code < 300:
@@ -180,7 +185,7 @@ class _State:
     def read_rcpt(self, index: int, reply: Reply) -> None:
         if self.answers[index] is not None:
             return
-        if 200 <= reply.code < 300 and not self.closing:
+        if 200 <= reply.code < 300:
             self.accepted.append(index)
         else:
             self._answer([index], Stage.RCPT, reply)
@@ -190,12 +195,15 @@ class _State:
 
     def _answer(self, indexes: list[int], stage: Stage, reply: Reply) -> None:
         """A 421 ends the session (RFC 5321 section 3.8). A 2xx to DATA, or a 3xx elsewhere, is no answer at all."""
-        if reply.code == 421:
-            self.closing = True
+        if reply.code == 421 and not self.closing:
+            self.closing, self.last = True, reply
         result: Reply | Failure = reply
-        if reply.code < 400 and not (stage is Stage.EOD and reply.code < 300):
+        if self.is_out_of_step:
+            result = self.last
+        elif reply.code < 400 and not (stage is Stage.EOD and reply.code < 300):
             result = Failure(FailureKind.PROTOCOL, f"unexpected reply to {stage.value}: {reply}")
-            self.closing = True
+            self.closing = self.is_out_of_step = True
+            self.last = result
         for index in indexes:
             if self.answers[index] is None:
                 self.answers[index] = Answer(stage, result)
@@ -203,7 +211,7 @@ class _State:
     def fail(self, error: WireError) -> None:
         """Use what had arrived of the broken step: a refusal is final for whom it names, and a server that says
         421 (or refuses at the end of data) before it hangs up has told us why."""
-        replies = error.replies
+        replies = error.replies if error.failure.kind is not FailureKind.PROTOCOL else []
         if self.stage is Stage.MAIL and replies:
             self.read_mail(replies[0])
             for index, reply in zip(self.asked, replies[1:], strict=False):
@@ -223,20 +231,18 @@ def _commands(
     answers: list[Answer | None] = [None] * len(recipients)
     needs_utf8 = not sender.isascii()
     for index, recipient in enumerate(recipients):
-        if not recipient.address.isascii():
+        if needs_utf8 or not recipient.address.isascii():
             if "SMTPUTF8" in offered:
                 needs_utf8 = True
-            else:
-                answers[index] = Answer(
-                    Stage.RCPT,
-                    Failure(FailureKind.UNSENDABLE, "the host does not offer SMTPUTF8, which the address needs"),
-                )
+                break
+            text = f"the host does not offer SMTPUTF8, which the {'sender' if needs_utf8 else 'address'} needs"
+            answers[index] = Answer(Stage.RCPT, Failure(FailureKind.UNSENDABLE, text))
     parameters = ""
     if "SIZE" in offered:
         parameters += f" SIZE={len(content)}"
     if "8BITMIME" in offered and not content.isascii():
         parameters += " BODY=8BITMIME"
-    if needs_utf8 and "SMTPUTF8" in offered:
+    if needs_utf8:
         parameters += " SMTPUTF8"
     dsn = "DSN" in offered
     if dsn and ret:

@@ -13,6 +13,7 @@ Doing the last steps twice writes the same names, because the id is fixed by the
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import zlib
@@ -189,11 +190,33 @@ def refuse(layout: Layout, path: str, reason: str, ids: Ids) -> str:
         stem = ids.make()
     disk.write_new(f"{layout.bad}/{stem}.reason", (reason + "\n").encode("utf-8", "replace"))
     try:
-        disk.rename(path, f"{layout.bad}/{stem}.eml")
+        _move(path, f"{layout.bad}/{stem}.eml")
     except OSError:
         disk.remove(f"{layout.bad}/{stem}.reason")
         raise
     return f"{stem}.eml"
+
+
+def _move(path: str, target: str) -> None:
+    """Rename; from another filesystem copy, and remove the file once its copy is safe."""
+    try:
+        return disk.rename(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    source = os.open(path, disk.GUARDED)
+    try:
+        disk.write_new(target, b"")
+        with open(target, "wb") as copy:
+            while data := os.read(source, 1 << 20):
+                copy.write(data)
+        disk.sync_path(target)
+        os.unlink(path)
+    except OSError:
+        disk.remove(target)
+        raise
+    finally:
+        os.close(source)
 
 
 class Recovered(Struct):

@@ -11,7 +11,9 @@ import pytest
 from tests.support.crash import CrashMta, by_recipient, contradictions
 from tests.support.mta import BASE, ROUTE, World
 
-VMTAS = '[vmta.one]\nsmtp-source-host = ["127.0.0.11 one.test"]\n[vmta.two]\nsmtp-source-host = ["127.0.0.12 two.test"]\n'
+VMTAS = (
+    '[vmta.one]\nsmtp-source-host = ["127.0.0.11 one.test"]\n[vmta.two]\nsmtp-source-host = ["127.0.0.12 two.test"]\n'
+)
 
 INTAKE = [
     ("before the claim", 1),

@@ -17,16 +17,19 @@ CONFIG = """\
 [domain."*"]
 smtp-hosts = ["[{host}]:{port}"]
 max-rcpt-per-transaction = 2
+connection-idle-timeout = "10s"
 [vmta.one]
 [vmta.two]
 """
 
 
 @contextmanager
-def system(path: Path) -> Iterator[tuple[World, CrashMta]]:
+def system(path: Path, *mutations: str, sleep_after: str = "1m") -> Iterator[tuple[World, CrashMta]]:
     with World(path) as world:
         route = CONFIG.format(host=world.host, port=world.port)
-        with CrashMta(path / "mta", BASE.format(dns="", default_route=route, sleep_after="1m")) as mta:
+        mta = CrashMta(path / "mta", BASE.format(dns="", default_route=route, sleep_after=sleep_after))
+        mta.mutations = mutations
+        with mta:
             yield world, mta
 
 
@@ -48,6 +51,14 @@ def test_mail_whose_hint_was_lost_is_found_by_a_vmta_with_deferred_mail(tmp_path
         mta.wait_for(lambda: mta.count("d") == 1)
 
 
+def test_mail_that_comes_while_its_vmta_falls_asleep_wakes_it_again(tmp_path: Path) -> None:
+    with system(tmp_path, "fall-asleep-slowly", sleep_after="1s") as (_, mta):
+        mta.drop("x@a.test", vmta="one")
+        mta.wait_for((mta.spool / "state" / "one").exists)
+        mta.drop("y@a.test", vmta="one")
+        mta.wait_for(lambda: mta.count("d") == 2)
+
+
 def test_a_long_list_of_recipients_is_journalled_transaction_by_transaction(tmp_path: Path) -> None:
     with system(tmp_path) as (world, mta):
         mta.drop("1@a.test", "2@a.test", "3--slow-dot-1s@a.test", "4@a.test", "5@a.test", vmta="one")
@@ -58,3 +69,16 @@ def test_a_long_list_of_recipients_is_journalled_transaction_by_transaction(tmp_
             "1@a.test": 1, "2@a.test": 1, "3--slow-dot-1s@a.test": 1, "4@a.test": 1, "5@a.test": 1,
         }  # fmt: skip
         assert mta.balance().balanced
+
+
+def test_an_orphan_with_idle_connections_still_finishes_what_is_past_its_dot(tmp_path: Path) -> None:
+    with system(tmp_path) as (world, mta):
+        mta.drop("x@b.test", vmta="one")
+        mta.wait_for(lambda: mta.count("d") == 1)  # this connection is kept, for more mail to b.test
+        mta.drop("y--slow-dot-2s@a.test", vmta="one")
+        mta.wait_for(lambda: world.stats()["totals"]["recipients_accepted"] == 2)
+        mta.kill("supervisor")
+        mta.start()
+        mta.wait_for(lambda: mta.count("d") == 2 and not mta.left_over())
+        assert [line["recipients"] for line in world.received()] == [["x@b.test"], ["y--slow-dot-2s@a.test"]]
+        assert "Traceback" not in mta.log()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +15,11 @@ _numbers = itertools.count()
 
 
 def drop(mta: Mta, *recipients: str, folder: Path | None = None, **message: Any) -> None:
-    """Drop a message that was finished a while ago: a new pickup process looks twice at younger ones."""
+    """Drop a message as `Mta.drop` does, also before the system was ever started, or into the folder of another
+    source."""
     name = f"s{next(_numbers)}.eml"
     source = mta.path / "drop" / name
     source.write_bytes(mta.message(*recipients, **message))
-    os.utime(source, (time.time() - 60, time.time() - 60))
     target = folder or mta.spool / "pickup"
     target.mkdir(exist_ok=True)
     source.rename(target / name)

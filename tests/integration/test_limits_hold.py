@@ -1,7 +1,8 @@
-"""Connections and rates, as the receiver counts them: a VMTA with its own address for each limit, all at the same time."""
+"""Connections and rates, as the receiver counts them: a VMTA with its own address for each limit, all at once."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -107,7 +108,7 @@ def test_a_message_to_many_goes_out_in_transactions_of_max_rcpt_per_transaction(
     wait_for_messages(world, mta, "few-recipients.test", 3)
     transactions = [record["recipients"] for record in received_by(world, "few-recipients.test")]
     assert [len(recipients) for recipients in transactions] == [3, 3, 2]
-    assert sorted(sum(transactions, [])) == [f"{number}@few-recipients.test" for number in range(8)]
+    assert sorted(itertools.chain(*transactions)) == [f"{number}@few-recipients.test" for number in range(8)]
     assert from_source(world, "127.0.0.35")["connections"] == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_several_addresses_of_a_vmta_take_turns(system: tuple[World, Mta]) -> No
     mine.sort(key=lambda record: record["time"])
     ends = [(record["source"], record["ehlo"]) for record in mine]
     assert set(ends) == {("127.0.0.34", "one.test"), ("127.0.0.35", "two.test")}
-    assert all(one != next_one for one, next_one in zip(ends, ends[1:], strict=False))
+    assert all(one != next_one for one, next_one in itertools.pairwise(ends))
 
 
 def test_mail_goes_to_the_mx_host_at_the_default_smtp_port(system: tuple[World, Mta]) -> None:

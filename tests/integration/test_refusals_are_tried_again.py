@@ -1,4 +1,4 @@
-"""What happens to mail that is not taken at once: one running system, a domain for each trouble, all at the same time."""
+"""What happens to mail that is not taken at once: one running system, a domain for each trouble, all at once."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import setproctitle
 
-from spoolmta import control, delivery, disk, journal, supervisor
+from spoolmta import control, delivery, disk, journal, state, supervisor
 from spoolmta.errors import UnavailableError
 from spoolmta.spool import audit
 from spoolmta.spool.layout import Layout
@@ -52,15 +53,15 @@ POINTS = {
     "in the queue": Point("pickup", "disk:rename", "after", "/queue/"),
     "before a link": Point("pickup", "disk:link", "before", "/queue/"),
     "after a link": Point("pickup", "disk:link", "after", "/queue/"),
-    "after the move out of incoming": Point("pickup", "spool.intake:Incoming.enqueue", "after"),
+    "after the move out of incoming": Point("pickup", "spool.intake:enqueue", "after"),
     "before the hints": Point("pickup", "control:HintWriter.send", "before"),
     "after the hints": Point("pickup", "control:HintWriter.send", "after"),
     "in intake's compaction, before it": Point("pickup", "disk:replace", "before", "pickup.0.log"),
     "in intake's compaction, the new file written": Point("pickup", "disk:sync_path", "before", "pickup.0.log"),
     "in intake's compaction, after it": Point("pickup", "disk:replace", "after", "pickup.0.log"),
     "the entry loaded": Point("deliver", "spool.partition:Partition.load", "after"),
-    "the reply read, before the rows": Point("deliver", "delivery:Delivery._settle", "before"),
-    "the rows collected": Point("deliver", "delivery:Delivery._settle", "after"),
+    "the reply read, before the rows": Point("deliver", "delivery:Delivery._note", "before"),
+    "the rows collected": Point("deliver", "delivery:Delivery._note", "after"),
     "between the rows and the journal": Point("deliver", "accounting:Log.flush", "after"),
     "after the journal": Point("deliver", "spool.partition:Partition.flush", "after"),
     "before the sync of a removal": Point("deliver", "disk:Committer.sync", "before"),
@@ -127,10 +128,8 @@ def _fits(point: Point, arguments: tuple[Any, ...]) -> bool:
 
 def _no_sync() -> None:
     """Nothing is made durable before it is acknowledged."""
-    import time
-
-    disk.Committer.sync = lambda self: time.monotonic_ns()  # type: ignore[method-assign]
-    disk.AppendFile.sync = lambda self: None  # type: ignore[method-assign]
+    disk.Committer.sync = lambda _: time.monotonic_ns()  # type: ignore[method-assign]
+    disk.AppendFile.sync = lambda _: None  # type: ignore[method-assign]
 
 
 def _remove_before_sync() -> None:
@@ -150,7 +149,24 @@ def _compact_always() -> None:
     delivery.RESCAN = 0.5
 
 
-MUTATIONS = {"no-sync": _no_sync, "remove-before-sync": _remove_before_sync, "compact-always": _compact_always}
+def _fall_asleep_slowly() -> None:
+    """A process that leaves takes a second to do so, when its state is saved."""
+    save = state.save
+
+    @functools.wraps(save)
+    def dawdle(*arguments: Any) -> None:
+        save(*arguments)
+        time.sleep(1.0)
+
+    state.save = dawdle
+
+
+MUTATIONS = {
+    "no-sync": _no_sync,
+    "remove-before-sync": _remove_before_sync,
+    "compact-always": _compact_always,
+    "fall-asleep-slowly": _fall_asleep_slowly,
+}
 
 
 def _main(config: str, trigger_file: str, *mutations: str) -> None:
@@ -275,6 +291,8 @@ def contradictions(mta: CrashMta, delivered: dict[str, list[Delivered]], expecte
             wrong.append(f"the journal says {settled[address]}: {address}")
     wrong += [f"nobody sent it: {address}" for address in (delivered.keys() | ends.keys()) - expected.keys()]
     wrong += [f"left over: {path}" for path in mta.left_over()]
+    if "Traceback" in mta.log():
+        wrong.append(f"a process failed:\n{mta.log()[-4000:]}")
     balance = mta.balance()
     if not balance.balanced or balance.queued:
         wrong.append(f"out of balance: {balance}")

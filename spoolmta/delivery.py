@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import entry, message, record, schedule, state, verdict
+from spoolmta import entry, message, process, record, schedule, state, verdict
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.ledger import Ledger, Way
@@ -118,11 +118,10 @@ class Delivery:
         self._scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
-        housekeeping = loop.create_task(self._keep_house(is_orphan))
+        self._start(self._keep_house(is_orphan))
         try:
             await self._stopped
         finally:
-            housekeeping.cancel()
             self._close()
 
     async def _keep_house(self, is_orphan: Callable[[], bool]) -> None:
@@ -221,7 +220,8 @@ class Delivery:
         self._turn_requested = False
         self._lag += 0.1 * (time.monotonic() - self._requested_at - self._lag)
         self._scheduler.is_saturated = self._lag > SATURATED
-        self._write()
+        if not self._write() and not self._is_leaving:
+            return  # nothing more is sent while what was sent cannot be written down
         self._scan_if_wanted()
         actions, wake = self._scheduler.step(self._now())
         for action in actions:
@@ -245,11 +245,13 @@ class Delivery:
         if wake < math.inf:
             self._timer = self._loop.call_later(max(0.001, wake - self._now()), self._request_turn)
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
         if not self._ledger.write():
             self._loop.call_later(1.0, self._request_turn)
-        elif self._partition.waiting_since is not None and self._sync_timer is None:
+            return False
+        if self._partition.waiting_since is not None and self._sync_timer is None:
             self._sync_timer = self._loop.call_later(0.26, self._on_sync_timer)
+        return True
 
     def _on_sync_timer(self) -> None:
         self._sync_timer = None
@@ -475,23 +477,6 @@ class Delivery:
             self._request_turn()
 
 
-def warm_up(config: Config) -> None:
-    """Import what is imported late, before the forks: it costs each child its own memory, and may not be readable any
-    more once we are somebody else."""
-    import concurrent.futures.thread  # noqa: F401
-    import encodings.idna  # noqa: F401
-
-    import dns.rdtypes.ANY.CNAME
-    import dns.rdtypes.ANY.MX
-    import dns.rdtypes.ANY.OPT
-    import dns.rdtypes.ANY.SOA
-    import dns.rdtypes.IN.A
-    import dns.rdtypes.IN.AAAA  # noqa: F401
-
-    if config.event_loop == "uvloop":
-        import uvloop  # noqa: F401
-
-
 def run(
     config: Config,
     vmta: str,
@@ -515,11 +500,4 @@ def run(
         if is_orphan():
             return
         time.sleep(0.02)
-    if config.event_loop == "uvloop":
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-    else:
-        with asyncio.Runner() as runner:
-            runner.run(main())
+    process.run_loop(config.event_loop, main())

@@ -222,6 +222,7 @@ class Pickup:
             except OSError as error:
                 why = f"it is taken, but cannot be removed: {error.strerror}"
                 self._leave_alone(folder, os.path.basename(path), why)
+        self._acceptor.incoming.forget_originals()
         self._account(batch, folder.source.name)
         hints: dict[str, list[str]] = {}
         for claimed in batch:
@@ -253,11 +254,12 @@ class Pickup:
         now = self._clock.text(time.time())
         for claimed in batch:
             envelope, name = claimed.parsed.envelope, claimed.name
+            job = envelope.job if name.job != "0" else ""
             recipients += len(envelope.recipients)
             if wanted:
                 for recipient in envelope.recipients:
                     row = record.receipt_row(
-                        now, envelope.sender, recipient, source_type, name.vmta, envelope.job, envelope.envid, name.id
+                        now, envelope.sender, recipient, source_type, name.vmta, job, envelope.envid, name.id
                     )
                     self._log.write(row)
         self._row.add(Cell.ACCEPTED, recipients)
@@ -305,7 +307,7 @@ class Pickup:
             if not _may_remove(folder.path, status):
                 self._leave_alone(folder, name, "it could be copied, but not removed from its folder")
                 return False
-            self._acceptor.incoming.write(data, claimed)
+            self._acceptor.incoming.write(data, claimed, path, status)
             copied.append(path)
             return claimed
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import logging
@@ -9,8 +10,8 @@ import os
 import pwd
 import resource
 import signal
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
 
 import setproctitle
 
@@ -78,3 +79,31 @@ def drop_privileges(user: str) -> None:
     os.initgroups(user, entry.pw_gid)
     os.setgid(entry.pw_gid)
     os.setuid(entry.pw_uid)
+
+
+def warm_up(event_loop: str) -> None:
+    """Import what is imported late, before the forks: it costs each child its own memory, and may not be readable any
+    more once we are somebody else."""
+    import concurrent.futures.thread  # noqa: F401
+    import encodings.idna  # noqa: F401
+
+    import dns.rdtypes.ANY.CNAME
+    import dns.rdtypes.ANY.MX
+    import dns.rdtypes.ANY.OPT
+    import dns.rdtypes.ANY.SOA
+    import dns.rdtypes.IN.A
+    import dns.rdtypes.IN.AAAA  # noqa: F401
+
+    if event_loop == "uvloop":
+        import uvloop  # noqa: F401
+
+
+def run_loop(event_loop: str, main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on the configured event loop ("uvloop" or "asyncio")."""
+    factory = None
+    if event_loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)

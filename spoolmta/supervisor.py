@@ -485,6 +485,6 @@ def run(path: str) -> None:
     setproctitle.setproctitle("spoolmta: supervisor")
     for warning in policy.warnings(configuration):
         log.warning("%s", warning)
-    delivery.warm_up(configuration)
+    process.warm_up(configuration.event_loop)
     process.drop_privileges(configuration.user)
     Supervisor(path, configuration).run()

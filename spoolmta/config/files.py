@@ -51,7 +51,7 @@ class Problems:
             raise ConfigError([text for _, _, text in sorted(self._found, key=lambda found: found[:2])])
 
 
-class Unreadable(Exception):  # noqa: N818  (it reads as the sentence it is)
+class Unreadable(Exception):
     """Why a file gives no table: a clause, and the line for what stands in the file (0: the file itself)."""
 
     def __init__(self, text: str, line: int = 0) -> None:

@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,31}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
 
 
-class BadValue(ValueError):  # noqa: N818  (it reads as the sentence it is)
+class BadValue(ValueError):
     """What is wrong with a value: the words behind the key."""
 
 

@@ -3,8 +3,8 @@
 | a file lies in | and means | after a crash |
 |---|---|---|
 | `pickup/` | not ours yet | found by the next scan |
-| `incoming/<role>.<pid>/<entry>,V=<vmta>` | claimed; accepted once the sync after its journal line is done | recovery carries on |
-| both `incoming/` and `queue/` (one inode) | for several domains, links being made; nobody touches the queue names | recovery makes the missing links |
+| `incoming/<role>.<pid>/<entry>,V=<vmta>` | claimed; accepted once its journal line is synced | recovery carries on |
+| `incoming/` and `queue/` (one inode) | links to its domains are being made | recovery makes the missing ones |
 | `queue/<vmta>/<domain>/new/` | committed | the VMTA's scan finds it |
 
 Order, for a batch: claims (renames), journal lines, one sync, accounting rows, renames or links into the queue, hints.
@@ -58,6 +58,7 @@ class Incoming:
     def __init__(self, layout: Layout, role: str, ids: Ids) -> None:
         self._layout = layout
         self._ids = ids
+        self._notes: list[str] = []
         self.name, self._lock = _own_folder(layout, f"{role}.{os.getpid()}")
         self.path = f"{layout.incoming}/{self.name}"
 
@@ -89,11 +90,22 @@ class Incoming:
             return False
         return True
 
-    def write(self, data: bytes, claimed: Claimed) -> None:
-        """Take a message by writing a copy, whole before it has its name."""
+    def write(self, data: bytes, claimed: Claimed, original: str = "", status: os.stat_result | None = None) -> None:
+        """Take a message by writing a copy, whole before it has its name. Of what file it is a copy is noted beside
+        it, so that recovery can remove an original that was not removed any more, and it is not taken twice."""
+        if status is not None:
+            note = f"{self.path}/{_COPY}{claimed.name.id}"
+            disk.write_new(note, os.fsencode(f"{status.st_ino} {status.st_ctime_ns} {original}"))
+            self._notes.append(note)
         temporary = f"{self.path}/.tmp.{claimed.name.id}"
         disk.write_new(temporary, data)
         disk.rename(temporary, f"{self.path}/{claimed.file}")
+
+    def forget_originals(self) -> None:
+        """The originals of all copies are gone."""
+        for note in self._notes:
+            disk.remove(note)
+        self._notes = []
 
     def enqueue(self, claimed: Claimed) -> list[str]:
         """Move a durable claim into the queue. Returns the hints, `<domain>/new/<entry>`."""
@@ -219,12 +231,36 @@ def _move(path: str, target: str) -> None:
         os.close(source)
 
 
+_COPY = ".copy."
+
+
 class Recovered(Struct):
-    """What recovery found: messages to carry on with, damaged files with what is wrong, removed leftovers."""
+    """What recovery found: messages to carry on with, damaged files with what is wrong, notes of copies by their
+    originals, removed leftovers."""
 
     claimed: list[tuple[str, Claimed]]
     damaged: list[tuple[str, str]]
+    notes: list[str]
     removed: int = 0
+
+    def remove_originals(self) -> None:
+        """Remove the originals of what was copied and is safe now, if they are still the files they were."""
+        safe = {claimed.name.id for _, claimed in self.claimed}
+        for note in self.notes:
+            if note.partition(_COPY)[2] in safe:
+                _remove_original(note)
+            disk.remove(note)
+
+
+def _remove_original(note: str) -> None:
+    with open(note, "rb") as file:
+        inode, changed, path = [*os.fsdecode(file.read()).split(" ", 2), "", "", ""][:3]
+    try:
+        status = os.lstat(path)
+        if f"{status.st_ino} {status.st_ctime_ns}" == f"{inode} {changed}":
+            os.unlink(path)
+    except OSError:
+        pass  # gone, or not ours to remove: as it would have been without the crash
 
 
 def find_orphans(layout: Layout) -> list[tuple[str, int]]:
@@ -243,13 +279,18 @@ def find_orphans(layout: Layout) -> list[tuple[str, int]]:
 
 def examine(folder: str) -> Recovered:
     """Look at every file of an orphan folder: a whole one is carried on with, any other is to be quarantined (it was
-    claimed from somebody, so it is kept); half-written copies, which nobody was told of, are removed."""
-    recovered = Recovered([], [])
+    claimed from somebody, so it is kept); half-written copies, which nobody was told of, are removed. The whole ones
+    are written anew: if it was a failed sync that ended their process, syncing the same file again would prove
+    nothing (the kernel calls its pages clean)."""
+    recovered = Recovered([], [], [])
     for file in sorted(os.listdir(folder)):
         path = f"{folder}/{file}"
         if file.startswith(".tmp."):
             os.unlink(path)
             recovered.removed += 1
+            continue
+        if file.startswith(_COPY):
+            recovered.notes.append(path)
             continue
         try:
             name = entry.parse_name(file)
@@ -258,6 +299,7 @@ def examine(folder: str) -> Recovered:
             if not name.vmta or len(data) != name.size or zlib.crc32(data) != name.crc:
                 raise ValueError("size or checksum differs from its name")
             parsed = message.parse(data)
+            _write_anew(path, data)
         except (ValueError, MessageRefused, OSError) as error:
             recovered.damaged.append((path, str(error)))
             continue
@@ -266,6 +308,14 @@ def examine(folder: str) -> Recovered:
             domains[recipient.domain] = domains.get(recipient.domain, 0) + 1
         recovered.claimed.append((path, Claimed(name, file, domains, parsed)))
     return recovered
+
+
+def _write_anew(path: str, data: bytes) -> None:
+    """Replace a file by a new one with the same bytes; not one that has links in the queue already."""
+    if os.stat(path).st_nlink == 1:
+        temporary = f"{os.path.dirname(path)}/.tmp.{os.path.basename(path)[:200]}"
+        disk.write_new(temporary, data)
+        os.rename(temporary, path)
 
 
 def claimed_ids(layout: Layout) -> set[str]:
@@ -325,6 +375,7 @@ class Acceptor:
         quarantined, and the locks to hold until they are enqueued."""
         found: list[tuple[str, Claimed]] = []
         damaged: list[tuple[str, str]] = []
+        notes: list[Recovered] = []
         locks, empty = [], []
         for folder, lock in find_orphans(self.layout):
             try:
@@ -334,6 +385,7 @@ class Acceptor:
                 continue
             found += recovered.claimed
             damaged += recovered.damaged
+            notes.append(recovered)
             locks.append(lock)
             if not recovered.claimed:
                 empty.append(folder)
@@ -344,6 +396,8 @@ class Acceptor:
             lines = [journal.quarantined_line(id_, "*", known[id_]) for id_ in lost if id_ in known]
             self.journal.append(journal_lines(missing) + "".join(lines))
             self.committer.sync()
+        for recovered in notes:
+            recovered.remove_originals()
         quarantined = [quarantine(self.layout, path, reason) for path, reason in damaged]
         for folder in empty:
             os.rmdir(folder)

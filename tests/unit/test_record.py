@@ -42,7 +42,7 @@ def test_a_delivery_is_a_d_row_in_the_columns_of_the_log() -> None:
         "rcpt": "r@example.com",
         "orcpt": "rfc822;r@example.com",
         "dsnAction": "relayed",
-        "dsnStatus": "2.0.0 (undefined status)",
+        "dsnStatus": "2.0.0 (success)",
         "dsnDiag": "smtp;250 2.0.0 ok",
         "dsnMta": "mx.example.com (192.0.2.1)",
         "bounceCat": "",

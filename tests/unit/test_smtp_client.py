@@ -47,7 +47,10 @@ def summary(result: Result) -> list[tuple[str, int | str]]:
     ]
 
 
-SCENARIOS: list[tuple[str, Capabilities, int, list[list[int] | WireError], list[tuple[str, int | str]], bool, bytes]] = [
+Script = list[list[int] | WireError]
+Summary = list[tuple[str, int | str]]
+
+SCENARIOS: list[tuple[str, Capabilities, int, Script, Summary, bool, bytes]] = [
     ("all is well", PIPELINING, 1, [[250, 250, 354], [250]], [("EOD", 250)], True, STUFFED),
     ("one of three is refused", PIPELINING, 3, [[250, 250, 550, 250, 354], [250]],
      [("EOD", 250), ("RCPT", 550), ("EOD", 250)], True, STUFFED),
@@ -75,7 +78,8 @@ SCENARIOS: list[tuple[str, Capabilities, int, list[list[int] | WireError], list[
     ("5xx to the end of data", PIPELINING, 2, [[250, 250, 250, 354], [554]],
      [("EOD", 554), ("EOD", 554)], True, STUFFED),
     ("3xx to the end of data", PIPELINING, 1, [[250, 250, 354], [354]], [("EOD", "PROTOCOL")], False, STUFFED),
-    ("lost at the dot", PIPELINING, 2, [[250, 250, 550, 354], lost()], [("EOD", "LOST"), ("RCPT", 550)], False, STUFFED),
+    ("lost at the dot", PIPELINING, 2, [[250, 250, 550, 354], lost()],
+     [("EOD", "LOST"), ("RCPT", 550)], False, STUFFED),
     ("lost after some answers", PIPELINING, 3, [lost(250, 550)],
      [("RCPT", 550), ("RCPT", "LOST"), ("RCPT", "LOST")], False, b""),
     ("lost before any answer", PIPELINING, 2, [lost()], [("MAIL", "LOST"), ("MAIL", "LOST")], False, b""),

@@ -82,9 +82,10 @@ def test_line_separators_become_spaces() -> None:
 
 def test_an_endless_line_is_a_protocol_error_before_it_fills_the_memory() -> None:
     parser = ReplyParser()
+    for _ in range(MAX_LINE // 8):
+        assert parser.feed(b"250 xxxx") == []
     with pytest.raises(ProtocolError, match="longer than"):
-        for _ in range(MAX_LINE):
-            parser.feed(b"250 xxxx"[: 4 if _ == 0 else 8])
+        parser.feed(b"x")
     assert len(repr(parser)) < 2 * MAX_LINE
 
 
@@ -95,9 +96,9 @@ def test_a_long_line_is_a_protocol_error_also_when_it_comes_whole() -> None:
 
 def test_an_endless_reply_is_a_protocol_error() -> None:
     parser = ReplyParser()
+    assert parser.feed(b"250-a\r\n" * MAX_LINES) == []
     with pytest.raises(ProtocolError, match="longer than 500 lines"):
-        for _ in range(MAX_LINES + 1):
-            parser.feed(b"250-a\r\n")
+        parser.feed(b"250-a\r\n")
 
 
 @pytest.mark.parametrize(

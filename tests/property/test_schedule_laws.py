@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from spoolmta import schedule
+from spoolmta.model import DomainPolicy, Failure, FailureKind, Rate
+from spoolmta.rate import RateLimiter, next_due
+from spoolmta.schedule import Scheduler
+
+START = 1_700_000_000.0
+DOMAINS = ["a.test", "b.test", "c.test", "d.test"]
+SITES = {"a.test": "one", "b.test": "one", "c.test": "two", "d.test": "three"}
+
+policies = st.builds(
+    DomainPolicy,
+    max_smtp_out=st.integers(1, 3),
+    max_msg_per_connection=st.integers(0, 3),
+    max_msg_rate=st.sampled_from([Rate(math.inf), Rate(5, 60), Rate(3, 10), Rate(100, 3600)]),
+    retry_after=st.sampled_from([(30.0,), (10.0, 60.0)]),
+    bounce_after=st.sampled_from([3600.0, 86400.0]),
+    connection_idle_timeout=st.sampled_from([0.0, 5.0]),
+)
+
+
+class SchedulerLaws(RuleBasedStateMachine):
+    """A process around a scheduler: it performs what it is told, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = START
+        self.limit = 3
+        self.scheduler = Scheduler(self.limit)
+        self.policy = dict.fromkeys(("one", "two", "three"), DomainPolicy(max_smtp_out=2, bounce_after=3600.0))
+        self.number = 0
+        self.inside: Counter[str] = Counter()
+        self.locating: set[str] = set()
+        self.opening: dict[int, str] = {}
+        self.open: dict[int, str] = {}
+        self.busy: dict[int, tuple[str, str]] = {}
+        self.carried: Counter[int] = Counter()
+        self.sent: dict[str, deque[tuple[float, int]]] = {site: deque() for site in self.policy}
+        self.blocked: dict[str, float] = {}
+        self.draining = False
+
+    def step(self) -> float:
+        actions, wake = self.scheduler.step(self.now)
+        for action in actions:
+            self.perform(action)
+        assert wake > self.now
+        if not actions:
+            again, _ = self.scheduler.step(self.now)
+            assert again == []
+        return wake
+
+    def perform(self, action: schedule.Action) -> None:
+        if isinstance(action, schedule.Locate):
+            assert action.domain not in self.locating
+            assert not self.draining
+            self.locating.add(action.domain)
+        elif isinstance(action, schedule.Open):
+            assert not self.draining
+            assert self.blocked.get(action.site, 0.0) <= self.now
+            self.opening[action.session] = action.site
+            alive = [*self.opening.values(), *self.open.values()]
+            assert alive.count(action.site) <= self.policy[action.site].max_smtp_out
+            assert self.limit == 0 or len(alive) <= self.limit
+        elif isinstance(action, schedule.Close):
+            assert action.session in self.open
+            assert action.session not in self.busy
+            del self.open[action.session]
+        elif isinstance(action, schedule.Assign):
+            site = self.open[action.session]
+            assert SITES[action.domain] == site
+            assert action.session not in self.busy
+            assert not self.draining
+            self.take_out(action.name)
+            self.busy[action.session] = (action.domain, action.name)
+            self.carried[action.session] += 1
+            most = self.policy[site].max_msg_per_connection
+            assert not most or self.carried[action.session] <= most
+            self.check_rate(site, action.name)
+        else:
+            self.take_out(action.name)
+
+    def take_out(self, name: str) -> None:
+        assert self.inside[name] == 1, "lost, or assigned twice"
+        del self.inside[name]
+
+    def check_rate(self, site: str, name: str) -> None:
+        rate, window = self.policy[site].max_msg_rate, self.sent[site]
+        window.append((self.now, 2 if ",N=2" in name else 1))
+        while window[0][0] <= self.now - rate.period:
+            window.popleft()
+        assert sum(count for _, count in window) <= rate.count
+
+    def enter(self, domain: str, name: str, due: float) -> None:
+        self.inside[name] += 1
+        self.scheduler.add(domain, name, due, self.now)
+
+    @rule(domain=st.sampled_from(DOMAINS), wait=st.sampled_from([0, 0, 0, 5, 100]), recipients=st.integers(1, 2))
+    def enqueue(self, domain: str, wait: float, recipients: int) -> None:
+        self.number += 1
+        more = ",N=2" if recipients == 2 else ""
+        name = f"{int(self.now)}.M000000P1Q{self.number}.mx,S=1,C=00000000,J=0{more}"
+        self.enter(domain, name, self.now + wait)
+        self.step()
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 11.0, 61.0, 700.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        until = self.now + seconds
+        for _ in range(10_000):
+            wake = self.step()
+            if wake > until:
+                break
+            self.now = wake
+        else:
+            raise AssertionError("a busy loop")
+        self.now = until
+        self.step()
+
+    @precondition(lambda self: self.locating)
+    @rule(data=st.data(), how=st.sampled_from(["found", "found", "found", "trouble", "none"]))
+    def look_up(self, data: st.DataObject, how: str) -> None:
+        domain = data.draw(st.sampled_from(sorted(self.locating)))
+        self.locating.discard(domain)
+        if how == "found":
+            self.scheduler.located(domain, SITES[domain], self.policy[SITES[domain]], self.now)
+        elif how == "trouble":
+            self.scheduler.unlocated(domain, self.now, self.now + 30.0, "SERVFAIL", 3600.0)
+        else:
+            self.scheduler.condemned(domain, Failure(FailureKind.NULL_MX, "no mail"), self.now + 30.0)
+        self.step()
+
+    @precondition(lambda self: self.opening)
+    @rule(data=st.data(), how=st.sampled_from(["opens", "opens", "opens", "fails", "ours"]))
+    def connect(self, data: st.DataObject, how: str) -> None:
+        session = data.draw(st.sampled_from(sorted(self.opening)))
+        site = self.opening.pop(session)
+        if how == "opens":
+            self.open[session] = site
+            self.scheduler.opened(session, self.now)
+        elif self.scheduler.open_failed(session, self.now, "refused", ours=how == "ours"):
+            pause = 60.0 if how == "ours" else min(self.policy[site].retry_after)
+            self.blocked[site] = self.now + pause
+        self.step()
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), how=st.sampled_from(["delivered", "delivered", "deferred", "lost", "lost after"]))
+    def finish(self, data: st.DataObject, how: str) -> None:
+        session = data.draw(st.sampled_from(sorted(self.busy)))
+        domain, name = self.busy.pop(session)
+        reusable = how in ("delivered", "deferred")
+        site = self.open[session]
+        if not reusable:
+            del self.open[session]
+        if how in ("deferred", "lost"):
+            self.number += 1
+            bare, _, state = name.partition(":1,")
+            attempts = int(state.partition(",")[0] or 0) + 1
+            self.enter(domain, f"{bare}:1,{attempts},{int(self.now) + 60}", self.now + 60)
+        delivered = how.startswith("delivered") or how == "lost after"
+        if self.scheduler.finished(session, self.now, delivered=delivered, reusable=reusable, reason=how):
+            self.blocked[site] = self.now + min(self.policy[site].retry_after)
+        self.step()
+
+    @precondition(lambda self: set(self.open) - set(self.busy))
+    @rule(data=st.data())
+    def idle_session_is_lost(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(sorted(set(self.open) - set(self.busy))))
+        del self.open[session]
+        self.scheduler.lost(session)
+        self.step()
+
+    @rule(limit=st.integers(0, 4), policy=policies)
+    def reload(self, limit: int, policy: DomainPolicy) -> None:
+        for site, old in self.policy.items():
+            if old.max_msg_rate != policy.max_msg_rate:
+                self.sent[site].clear()
+            self.policy[site] = policy
+        self.limit = limit
+        self.scheduler.reconfigure(limit, {site: policy for site in self.scheduler.sites})
+        self.step()
+
+    @precondition(lambda self: self.number > 8 and not self.draining)
+    @rule(chance=st.integers(0, 9))
+    def drain(self, chance: int) -> None:
+        if chance == 0:
+            self.draining = True
+            self.scheduler.drain()
+            self.step()
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert self.scheduler.size == self.inside.total()
+        queues = self.scheduler.queues.values()
+        names = [name for queue in queues for name in queue.ready]
+        names += [name for queue in queues for _, name in queue.waiting]
+        assert Counter(names) == self.inside
+        assert self.scheduler.sessions == len(self.opening) + len(self.open)
+
+    def teardown(self) -> None:
+        """With nothing in the way all mail is assigned in the end."""
+        if self.draining:
+            return
+        for _ in range(20_000):
+            if not self.inside and not self.busy:
+                return
+            for domain in sorted(self.locating):
+                self.scheduler.located(domain, SITES[domain], self.policy[SITES[domain]], self.now)
+            self.locating.clear()
+            for session, site in list(self.opening.items()):
+                self.open[session] = site
+                self.scheduler.opened(session, self.now)
+            self.opening.clear()
+            for session in list(self.busy):
+                del self.busy[session]
+                self.scheduler.finished(session, self.now, delivered=True, reusable=True)
+            wake = self.step()
+            if not (self.locating or self.opening or self.busy or self.scheduler._decided):
+                assert wake < math.inf or not self.inside, "mail that nothing will wake"
+                self.now = min(wake, self.now + 1e6)
+        raise AssertionError(f"no progress: {self.scheduler}")
+
+
+SchedulerLaws.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestSchedulerLaws = SchedulerLaws.TestCase
+
+RATES = [Rate(1, 60), Rate(7, 60), Rate(1, 1), Rate(10, 1), Rate(50, 60), Rate(100, 3600), Rate(100_000, 3600)]
+
+
+@pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"{rate.count} in {rate.period:g} s")
+@pytest.mark.parametrize("start", [START, START + 0.4999, 0.0])
+def test_a_rate_is_never_exceeded_and_nearly_used_up(rate: Rate, start: float) -> None:
+    periods = max(6, min(60, int(60_000 / rate.count)))
+    if rate.count > 10_000:
+        periods = 3
+    limiter, now, sent = RateLimiter(rate), start, []
+    while now < start + periods * rate.period:
+        pause = limiter.wait(now, 1)
+        if pause > 0:
+            now += max(pause, 0.001)
+            continue
+        limiter.take(now, 1)
+        sent.append(now)
+    limit = int(rate.count)
+    assert all(late - early >= rate.period for early, late in zip(sent, sent[limit:], strict=False))
+    assert len(sent) >= 0.95 * rate.count * periods
+
+
+@given(
+    st.integers(1, 50),
+    st.sampled_from([1.0, 60.0, 3600.0]),
+    st.lists(st.tuples(st.floats(0, 100), st.integers(1, 60)), min_size=1, max_size=60),
+)
+def test_no_window_holds_more_than_the_limit_whatever_the_demand(
+    limit: int, period: float, demand: list[tuple[float, int]]
+) -> None:
+    limiter, now, sent = RateLimiter(Rate(limit, period)), START, deque[tuple[float, int]]()
+    for pause, count in demand:
+        now += pause
+        if limiter.wait(now, count) > 0:
+            continue
+        limiter.take(now, count)
+        sent.append((now, count))
+        while sent[0][0] <= now - period:
+            sent.popleft()
+        assert sum(amount for _, amount in sent) <= limit or len(sent) == 1
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=5).map(lambda values: tuple(sorted(values))),
+    st.integers(0, 20),
+    st.floats(0, 1e10),
+    st.floats(0, 1e10),
+)
+def test_a_retry_lies_between_now_and_the_expiry_and_later_for_more_attempts(
+    pauses: tuple[float, ...], attempts: int, now: float, expires: float
+) -> None:
+    due = next_due(pauses, attempts, now, expires)
+    assert now <= due <= max(now, expires)
+    assert due <= next_due(pauses, attempts + 1, now, expires)

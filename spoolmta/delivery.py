@@ -36,6 +36,8 @@ from spoolmta.transport import Connection
 log = logging.getLogger("spoolmta")
 
 RESCAN = 60.0
+SYNC_AFTER = 0.26
+"""Seconds after which to look whether a removal still waits for somebody's sync (the ledger makes its own at 0.25)."""
 SATURATED = 0.005
 """Seconds by which turns come late, on average, when the processor and not the receivers holds us up: more sessions
 would only cost more then (with 160 queues and 50 sessions each: 7 % of the CPU)."""
@@ -68,17 +70,15 @@ class Delivery:
 
     def __init__(self, config: Config, vmta: str, layout: Layout, page: Page, row: Row, hints: int) -> None:
         self._page, self._row, self._layout = page, row, layout
-        self._config = config
         self._vmta: Vmta = config.vmtas[vmta]
-        self._load_policies()
+        self._chance = random.Random()
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta)
         self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
         self._scheduler = Scheduler(self._vmta.max_smtp_out)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
-        self._chance = random.Random()
-        self._opener = self._make_opener()
+        self._configure(config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
@@ -86,19 +86,16 @@ class Delivery:
         self._turn_requested = False
         self._requested_at = self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._sync_timer: asyncio.TimerHandle | None = None
-        self._scan_wanted = True
-        self._next_scan = 0.0
+        self._timer_at = 0.0
+        self._scan_wanted, self._next_scan = True, 0.0
         self._active_at = self._now()
         self._is_leaving = False
 
-    def _make_opener(self) -> Opener:
-        resolver = Resolver(self._config.nameservers, self._chance)
-        return Opener(self._vmta, self._config.host_name, resolver)
-
-    def _load_policies(self) -> None:
-        table = PolicyTable(self._config, self._vmta.name)
+    def _configure(self, config: Config) -> None:
+        self._config = config
+        table = PolicyTable(config, self._vmta.name)
         self._policy = functools.lru_cache(maxsize=100_000)(lambda domain: table.resolve(domain, domain))
+        self._opener = Opener(self._vmta, config.host_name, Resolver(config.nameservers, self._chance))
 
     def _now(self) -> float:
         return time.monotonic() + self._wall
@@ -192,11 +189,9 @@ class Delivery:
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
-        self._config = config
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
-        self._load_policies()
+        self._configure(config)
         self._ledger.reconfigure(config.acct_files)
-        self._opener = self._make_opener()
         policies = {key: self._policy(key) for key in self._scheduler.sites}
         self._scheduler.reconfigure(self._vmta.max_smtp_out, policies)
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
@@ -239,23 +234,25 @@ class Delivery:
             self._stopped.set_result(None)
 
     def _wake_at(self, wake: float) -> None:
+        """See that there is a turn at `wake`. A timer that fires earlier is left as it is: it asks again."""
+        if wake == math.inf or (self._timer is not None and self._timer_at <= wake):
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if wake < math.inf:
-            self._timer = self._loop.call_later(max(0.001, wake - self._now()), self._request_turn)
+        self._timer_at = wake
+        self._timer = self._loop.call_later(max(0.001, wake - self._now()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._request_turn()
 
     def _write(self) -> bool:
         if not self._ledger.write():
-            self._loop.call_later(1.0, self._request_turn)
+            self._wake_at(self._now() + 1.0)
             return False
-        if self._partition.waiting_since is not None and self._sync_timer is None:
-            self._sync_timer = self._loop.call_later(0.26, self._on_sync_timer)
+        if self._partition.waiting_since is not None:
+            self._wake_at(self._now() + SYNC_AFTER)
         return True
-
-    def _on_sync_timer(self) -> None:
-        self._sync_timer = None
-        self._request_turn()
 
     # Mail coming in
 

@@ -151,6 +151,10 @@ class AppendFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
         self._reserved = 0
         self._rest = b""
+        # Now, not with the first line: the first line may come when the disk is full.
+        size = os.fstat(self._descriptor).st_size
+        if preallocate(self._descriptor, size, reserve):
+            self._reserved = size + reserve
 
     def __repr__(self) -> str:
         return f"AppendFile({self.path}, reserved to {self._reserved}, {len(self._rest)} bytes wait)"
@@ -218,6 +222,9 @@ class AppendFile:
         return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
+        """Close, and give back what was reserved (a file that others write too keeps it)."""
+        if not self._spare:
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)
         os.close(self._descriptor)
 
 

@@ -57,7 +57,7 @@ class RateLimiter:
 
     def busy_until(self) -> float:
         """When the window will be empty and this limiter as good as a new one."""
-        return (self._buckets[-1][0] + self.BUCKETS + 1) * self._width if self._buckets else -math.inf
+        return max(self._next, (self._buckets[-1][0] + self.BUCKETS + 1) * self._width) if self._buckets else -math.inf
 
     def take(self, now: float, count: int) -> None:
         """Count them as sent now."""

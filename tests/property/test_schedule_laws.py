@@ -184,7 +184,7 @@ class SchedulerLaws(RuleBasedStateMachine):
                 self.sent[site].clear()
             self.policy[site] = policy
         self.limit = limit
-        self.scheduler.reconfigure(limit, {site: policy for site in self.scheduler.sites})
+        self.scheduler.reconfigure(limit, dict.fromkeys(self.scheduler.sites, policy))
         self.step()
 
     @precondition(lambda self: self.number > 8 and not self.draining)

@@ -1,0 +1,90 @@
+"""A module imports only what stands above it, so that what is decided never depends on what is done."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "spoolmta"
+
+PURE = """errors model address config policy entry message bounce verdict record rate site schedule lifecycle
+    smtp.wire smtp.client""".split()
+INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
+    transport opener control""".split()
+PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()
+TOOLS = "sink_script sink_session sink testdns demo".split()
+FACE = "cli __main__".split()
+ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
+
+
+def modules() -> list[str]:
+    """Every module with code in it, by its name without the package's; `config` is one module in many files."""
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        names.add("config" if name.startswith("config") else name)
+    return sorted(names - {"", "smtp", "spool"})
+
+
+def files(module: str) -> list[Path]:
+    if module == "config":
+        return sorted((PACKAGE / "config").glob("*.py"))
+    return [PACKAGE / f"{module.replace('.', '/')}.py"]
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not is_for_types(node):
+            yield from nodes(node)
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all that a file imports, also inside functions, but not for annotations only."""
+    names: set[str] = set()
+    for node in nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: imports are absolute here"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of this package among them."""
+    found = set()
+    for name in imported(path):
+        if not name.startswith("spoolmta."):
+            continue
+        rest = name.removeprefix("spoolmta.")
+        if rest == "__version__":
+            continue
+        if rest.startswith("config"):
+            found.add("config")
+        else:
+            found.add(next((module for module in ORDER if f"{rest}.".startswith(f"{module}.")), rest))
+    return found
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
+    assert module in ORDER, f"{module} has no place in the import order yet: add it to ORDER in {Path(__file__).name}"
+    if module == "cli":
+        return
+    above = set(ORDER[: ORDER.index(module)])
+    for path in files(module):
+        for name in own_imports(path) - {module}:
+            assert name in above, f"{path.name} imports {name}, which does not stand above {module}"
+
+
+def test_every_module_of_the_order_exists() -> None:
+    assert sorted(ORDER) == modules()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import entry, message, process, record, schedule, state, verdict
+from spoolmta import entry, message, process, rate, record, schedule, state, verdict
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.ledger import Ledger, Way
@@ -455,7 +455,7 @@ class Delivery:
         policy = self._policy(domain)
         now = self._now()
         expires = entry.received(name) + policy.bounce_after
-        due = schedule.next_due(policy.retry_recipients_after, loaded.name.attempts + 1, now, expires)
+        due = rate.next_due(policy.retry_recipients_after, loaded.name.attempts + 1, now, expires)
 
         def again(new_name: str) -> None:
             self._scheduler.add(domain, new_name, due, self._now())

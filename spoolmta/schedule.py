@@ -27,7 +27,6 @@ from collections import deque
 from spoolmta import entry
 from spoolmta.model import DomainPolicy, Failure, Struct
 from spoolmta.rate import RateLimiter, pick
-from spoolmta.rate import next_due as next_due
 from spoolmta.site import Queue, Session, Site
 
 BATCH = 500
@@ -193,6 +192,7 @@ class Scheduler:
         site = session.site
         if delivered:
             session.delivered += 1
+            site.is_proved = True
             if site.failures:
                 site.failures, site.reason = 0, ""
                 self._dirty[site] = None
@@ -305,9 +305,10 @@ class Scheduler:
 
     def _serve_site(self, site: Site, now: float, actions: list[Action], most: int = 0) -> None:
         """What can be done for a site now; `most` is how many sessions it may open because its turn has come."""
-        if site.blocked_until > now:
+        is_blocked = site.is_blocked(now)
+        if is_blocked:
             self._expire_blocked(site, now, actions)
-        wants_more = self._assign(site, now, actions) and site.blocked_until <= now
+        wants_more = self._assign(site, now, actions) and not is_blocked
         if not wants_more or not self._open(site, now, most, actions):
             self._starved.pop(site, None)
         self._close_idle(site, now, actions)
@@ -460,7 +461,7 @@ class Scheduler:
         self._dirty[site] = None
         if site.blocked_until > now:
             return False
-        site.reason = reason
+        site.reason, site.is_proved = reason, False
         if pause is None:
             site.failures += 1
             pause = pick(site.policy.retry_after, site.failures)

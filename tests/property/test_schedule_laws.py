@@ -46,6 +46,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.carried: Counter[int] = Counter()
         self.sent: dict[str, deque[tuple[float, int]]] = {site: deque() for site in self.policy}
         self.blocked: dict[str, float] = {}
+        self.proved: set[str] = set()
         self.draining = False
 
     def step(self) -> float:
@@ -65,9 +66,12 @@ class SchedulerLaws(RuleBasedStateMachine):
             self.locating.add(action.domain)
         elif isinstance(action, schedule.Open):
             assert not self.draining
-            assert self.blocked.get(action.site, 0.0) <= self.now
-            self.opening[action.session] = action.site
             alive = [*self.opening.values(), *self.open.values()]
+            # One that has delivered since it was blocked may have a session again, once it has none.
+            is_first = action.site in self.proved and action.site not in alive
+            assert is_first or self.blocked.get(action.site, 0.0) <= self.now
+            self.opening[action.session] = action.site
+            alive.append(action.site)
             assert alive.count(action.site) <= self.policy[action.site].max_smtp_out
             assert self.limit == 0 or len(alive) <= self.limit
         elif isinstance(action, schedule.Close):
@@ -148,6 +152,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         elif self.scheduler.open_failed(session, self.now, "refused", ours=how == "ours"):
             pause = 60.0 if how == "ours" else min(self.policy[site].retry_after)
             self.blocked[site] = self.now + pause
+            self.proved.discard(site)
         self.step()
 
     @precondition(lambda self: self.busy)
@@ -165,8 +170,11 @@ class SchedulerLaws(RuleBasedStateMachine):
             attempts = int(state.partition(",")[0] or 0) + 1
             self.enter(domain, f"{bare}:1,{attempts},{int(self.now) + 60}", self.now + 60)
         delivered = how.startswith("delivered") or how == "lost after"
+        if delivered:
+            self.proved.add(site)
         if self.scheduler.finished(session, self.now, delivered=delivered, reusable=reusable, reason=how):
             self.blocked[site] = self.now + min(self.policy[site].retry_after)
+            self.proved.discard(site)
         self.step()
 
     @precondition(lambda self: set(self.open) - set(self.busy))

@@ -57,7 +57,7 @@ def start_log(title: str) -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
-    logging.getLogger("watchdog").setLevel(logging.ERROR)
+    logging.getLogger("watchdog").setLevel(logging.CRITICAL)
 
 
 def raise_descriptor_limit() -> None:

@@ -175,13 +175,14 @@ class Scheduler:
             self._make_idle(session, now)
 
     def open_failed(self, number: int, now: float, reason: str, *, ours: bool = False) -> bool:
-        """No host of the site could be reached, or (`ours`) we could not even begin; then the site is not blamed
-        and its mail waits a minute. True if this failure is a new one, False if one of the same cohort."""
+        """No session could be opened. The site is not blamed where we could not even begin (`ours`), or where it serves
+        us on others and may want no more: it gets none for a minute. True if this failure is news."""
         session = self._sessions.get(number)
         if session is None:
             return False
         self._forget(session)
-        return self._block(session.site, now, reason, 60.0 if ours else None)
+        serves_us = len(session.site.sessions) > session.site.opening
+        return self._block(session.site, now, reason, 60.0 if ours or serves_us else None)
 
     def finished(self, number: int, now: float, *, delivered: bool, reusable: bool, reason: str = "") -> bool:
         """The session's message is done (its entry settled or added again). A session that breaks before it has
@@ -192,7 +193,6 @@ class Scheduler:
         site = session.site
         if delivered:
             session.delivered += 1
-            site.is_proved = True
             if site.failures:
                 site.failures, site.reason = 0, ""
                 self._dirty[site] = None
@@ -305,7 +305,7 @@ class Scheduler:
 
     def _serve_site(self, site: Site, now: float, actions: list[Action], most: int = 0) -> None:
         """What can be done for a site now; `most` is how many sessions it may open because its turn has come."""
-        is_blocked = site.is_blocked(now)
+        is_blocked = site.blocked_until > now
         if is_blocked:
             self._expire_blocked(site, now, actions)
         wants_more = self._assign(site, now, actions) and not is_blocked
@@ -461,7 +461,7 @@ class Scheduler:
         self._dirty[site] = None
         if site.blocked_until > now:
             return False
-        site.reason, site.is_proved = reason, False
+        site.reason = reason
         if pause is None:
             site.failures += 1
             pause = pick(site.policy.retry_after, site.failures)
@@ -478,7 +478,7 @@ class Scheduler:
         if site.limiter.busy_until() > now:
             self._arm(site.limiter.busy_until(), site)
             return
-        if site.failures:
+        if site.failures or site.blocked_until > now:
             self.remember({site.key: (site.failures, site.blocked_until, site.reason)})
         if self.sites.get(site.key) is site:
             del self.sites[site.key]

@@ -37,7 +37,6 @@ class Site:
         "blocked_until",
         "failures",
         "idle",
-        "is_proved",
         "key",
         "limiter",
         "opening",
@@ -58,14 +57,8 @@ class Site:
         self.idle: deque[Session] = deque()
         self.opening = 0
         self.failures = 0
-        self.is_proved = False
         self.blocked_until = 0.0
         self.reason = ""
-
-    def is_blocked(self, now: float) -> bool:
-        """Whether it is to be left in peace. One that has delivered since it failed is up: it may have a session, but
-        no more of them than it has."""
-        return self.blocked_until > now and not (self.is_proved and not self.sessions)
 
     def __repr__(self) -> str:
         return (

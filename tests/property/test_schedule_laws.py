@@ -46,7 +46,6 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.carried: Counter[int] = Counter()
         self.sent: dict[str, deque[tuple[float, int]]] = {site: deque() for site in self.policy}
         self.blocked: dict[str, float] = {}
-        self.proved: set[str] = set()
         self.draining = False
 
     def step(self) -> float:
@@ -67,9 +66,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         elif isinstance(action, schedule.Open):
             assert not self.draining
             alive = [*self.opening.values(), *self.open.values()]
-            # One that has delivered since it was blocked may have a session again, once it has none.
-            is_first = action.site in self.proved and action.site not in alive
-            assert is_first or self.blocked.get(action.site, 0.0) <= self.now
+            assert self.blocked.get(action.site, 0.0) <= self.now
             self.opening[action.session] = action.site
             alive.append(action.site)
             assert alive.count(action.site) <= self.policy[action.site].max_smtp_out
@@ -150,9 +147,9 @@ class SchedulerLaws(RuleBasedStateMachine):
             self.open[session] = site
             self.scheduler.opened(session, self.now)
         elif self.scheduler.open_failed(session, self.now, "refused", ours=how == "ours"):
-            pause = 60.0 if how == "ours" else min(self.policy[site].retry_after)
+            serves_us = site in self.open.values()
+            pause = 60.0 if how == "ours" or serves_us else min(self.policy[site].retry_after)
             self.blocked[site] = self.now + pause
-            self.proved.discard(site)
         self.step()
 
     @precondition(lambda self: self.busy)
@@ -170,14 +167,11 @@ class SchedulerLaws(RuleBasedStateMachine):
             attempts = int(state.partition(",")[0] or 0) + 1
             self.enter(domain, f"{bare}:1,{attempts},{int(self.now) + 60}", self.now + 60)
         delivered = how.startswith("delivered") or how == "lost after"
-        if delivered:
-            self.proved.add(site)
         if self.scheduler.finished(session, self.now, delivered=delivered, reusable=reusable, reason=how):
             self.blocked[site] = self.now + min(self.policy[site].retry_after)
-            self.proved.discard(site)
         self.step()
 
-    @precondition(lambda self: set(self.open) - set(self.busy))
+    @precondition(lambda self: bool(set(self.open) - set(self.busy)))
     @rule(data=st.data())
     def idle_session_is_lost(self, data: st.DataObject) -> None:
         session = data.draw(st.sampled_from(sorted(set(self.open) - set(self.busy))))

@@ -221,7 +221,12 @@ class Mta:
         return result
 
     def message(
-        self, *recipients: str, sender: str = "sender@mta.test", vmta: str = "", test_id: str = "", body: str = "Hello\n",
+        self,
+        *recipients: str,
+        sender: str = "sender@mta.test",
+        vmta: str = "",
+        test_id: str = "",
+        body: str = "Hello\n",
         job: str = "",
     ) -> bytes:
         lines = [f"x-sender: {sender}", *(f"x-receiver: {recipient}" for recipient in recipients)]

@@ -371,3 +371,18 @@ def test_unlimited_costs_nothing() -> None:
     limiter.take(NOW, 10**9)
     assert limiter.wait(NOW, 10**9) == 0
     assert limiter.allowance(NOW) == math.inf
+
+
+def test_a_site_that_serves_us_on_other_sessions_is_not_blamed_for_refusing_one_more() -> None:
+    scheduler = Scheduler()
+    policy = DomainPolicy(max_smtp_out=2, retry_after=(600.0,), connection_idle_timeout=5.0)
+    for number in range(4):
+        scheduler.add("a.test", f"{int(NOW)}.M00000{number}P1Q{number}.mx,S=1,C=00000000,J=0", 0, NOW)
+    scheduler.step(NOW)
+    scheduler.located("a.test", "a.test", policy, NOW)
+    opened = [action for action in scheduler.step(NOW)[0] if isinstance(action, Open)]
+    scheduler.opened(opened[0].session, NOW)
+    scheduler.step(NOW)
+    assert scheduler.open_failed(opened[1].session, NOW, "421 too many connections")
+    assert scheduler.sites["a.test"].failures == 0
+    assert scheduler.sites["a.test"].blocked_until == NOW + 60

@@ -231,6 +231,10 @@ class Scheduler:
                 site.limiter = RateLimiter(policy.max_msg_rate)
             site.policy = policy
             self._dirty[site] = None
+            for session in [session for session in site.idle if self._is_spent(session)]:
+                site.idle.remove(session)
+                self._forget(session)
+                self._decided.append(Close(session.number))
 
     def remember(self, states: dict[str, tuple[int, float, str]]) -> None:
         """State of sites from before a sleep: failures in a row, blocked until, reason."""

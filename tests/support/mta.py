@@ -251,7 +251,7 @@ class Mta:
         """Rows of the accounting log (all its files, oldest first), of these types or all."""
         rows: list[dict[str, str]] = []
         folder = self.spool / "accounting"
-        for file in sorted(folder.glob("acct-*.csv")) + [folder / "acct.csv"]:
+        for file in [*sorted(folder.glob("acct-*.csv")), folder / "acct.csv"]:
             if file.exists():
                 with open(file, newline="", encoding="utf-8") as stream:
                     rows += csv.DictReader(stream)

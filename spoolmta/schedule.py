@@ -154,9 +154,13 @@ class Scheduler:
         queue = self.queues.get(domain)
         if queue is not None:
             queue.locating, queue.retry_at, queue.reason = False, until, reason
-            for _ in range(len(queue.ready)):  # those that come back from a deferral are older than those before them
-                queue.ready.rotate(-1)
-                self._expire_last(queue, now, bounce_after, reason)
+            names, queue.ready = queue.ready, deque()
+            for name in names:  # all: those that come back from a deferral are older than those before them
+                if now >= entry.received(name) + bounce_after:
+                    self._decided.append(Expire(domain, name, reason))
+                else:
+                    queue.ready.append(name)
+            self.size -= len(names) - len(queue.ready)
             self._dirty[queue] = None
 
     def condemned(self, domain: str, failure: Failure, until: float) -> None:
@@ -379,11 +383,8 @@ class Scheduler:
 
     def _close_idle(self, site: Site, now: float, actions: list[Action]) -> None:
         """Close what has been idle for connection-idle-timeout; at once when others wait for a free session."""
-        timeout = (
-            0.0
-            if self.draining or (self._starved and site not in self._starved)
-            else site.policy.connection_idle_timeout
-        )
+        make_room = self.draining or (self._starved and site not in self._starved)
+        timeout = 0.0 if make_room else site.policy.connection_idle_timeout
         while site.idle and site.idle[0].idle_since + timeout <= now:  # the longest idle is the first
             session = site.idle.popleft()
             self._forget(session)
@@ -409,11 +410,6 @@ class Scheduler:
         if site.rotation:
             first = min(entry.received(queue.ready[0]) for queue in site.rotation)
             self._arm(min(site.blocked_until, first + bounce_after), site)
-
-    def _expire_last(self, queue: Queue, now: float, bounce_after: float, reason: str) -> None:
-        if now >= entry.received(queue.ready[-1]) + bounce_after:
-            self._decided.append(Expire(queue.domain, queue.ready.pop(), reason))
-            self.size -= 1
 
     # Bookkeeping
 

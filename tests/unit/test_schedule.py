@@ -306,6 +306,33 @@ def test_a_lower_limit_ends_sessions_with_their_message() -> None:
     assert [type(action) for action in scheduler.step(NOW)[0]] == [Close, Assign]
 
 
+def test_an_idle_session_that_has_carried_more_than_a_reload_allows_is_closed() -> None:
+    scheduler = ready(1, DomainPolicy(connection_idle_timeout=60.0))
+    scheduler.step(NOW)
+    scheduler.opened(1, NOW)
+    scheduler.step(NOW)
+    scheduler.finished(1, NOW, delivered=True, reusable=True)
+    scheduler.step(NOW)
+    scheduler.reconfigure(0, {"a.test": DomainPolicy(connection_idle_timeout=60.0, max_msg_per_connection=1)})
+    assert scheduler.step(NOW)[0] == [Close(1)]
+
+
+def test_a_block_outlives_its_site() -> None:
+    scheduler = ready(3)
+    scheduler.step(NOW)
+    scheduler.open_failed(1, NOW, "cannot bind", ours=True)
+    scheduler.opened(2, NOW)
+    for _ in range(3):
+        scheduler.step(NOW)
+        scheduler.finished(2, NOW, delivered=True, reusable=True)
+    scheduler.step(NOW)
+    assert scheduler.sites == {}
+    scheduler.add("a.test", name(9), 0, NOW)
+    scheduler.step(NOW)
+    scheduler.located("a.test", "a.test", POLICY, NOW)
+    assert scheduler.step(NOW) == ([], NOW + 60)
+
+
 def test_a_higher_limit_is_used_at_once() -> None:
     scheduler = ready(9, limit=1)
     assert len(scheduler.step(NOW)[0]) == 1

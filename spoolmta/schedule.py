@@ -228,8 +228,7 @@ class Scheduler:
         """New limits for the sites named; a rate that did not change keeps its window."""
         self.max_smtp_out = max_smtp_out
         for key, policy in policies.items():
-            site = self.sites.get(key)
-            if site is None:
+            if (site := self.sites.get(key)) is None:
                 continue
             if policy.max_msg_rate != site.policy.max_msg_rate:
                 site.limiter = RateLimiter(policy.max_msg_rate)

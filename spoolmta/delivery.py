@@ -64,6 +64,10 @@ class Lane:
         self.delivered = False
         self.size = 0
 
+    @property
+    def is_past_the_dot(self) -> bool:
+        return self.connection is not None and self.connection.is_busy and self.connection.stage is Stage.EOD
+
 
 class Delivery:
     """One VMTA's process. `page` and `row` are where it is seen; `hints` is its FIFO."""
@@ -106,7 +110,7 @@ class Delivery:
         """Work until told to stop, until the parent is gone, or until there has been no mail for sleep-after."""
         loop = self._loop
         loop.set_exception_handler(
-            lambda _, context: self._fail(context.get("exception") or RuntimeError(context["message"]))
+            lambda _, context: self._end(context.get("exception") or RuntimeError(context["message"]))
         )
         loop.add_reader(self._hints.descriptor, self._read_hints)
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
@@ -136,22 +140,23 @@ class Delivery:
                 self._scan_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
-            if self._is_idle() and now - self._active_at > self._config.sleep_after:
+            if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
                 self.leave(False)
                 return
             if not self._ledger.is_settled:
                 self._request_turn()
 
-    def _is_idle(self) -> bool:
+    def _is_idle(self, now: float) -> bool:
         return (
             not self._lanes
             and self._ledger.is_settled
-            and self._scheduler.next_due() > self._now() + self._config.sleep_after
+            and self._scheduler.next_due() > now + self._config.sleep_after
+            # A rate's window is not kept over a sleep: stay until it is empty.
+            and all(site.limiter.busy_until() <= now for site in self._scheduler.sites.values())
         )
 
     def leave(self, is_orphan: bool) -> None:
-        """Stop: begin nothing new, finish what is under way. An orphan drops what has not sent its final dot: it may be
-        sent by its successor, and nothing of it has happened yet."""
+        """Begin nothing new, finish what is under way; an orphan leaves what has no final dot yet to its successor."""
         if self._is_leaving:
             return
         self._is_leaving = True
@@ -160,9 +165,7 @@ class Delivery:
             task.cancel()
         for lane in list(self._lanes.values()):
             is_opening = lane.task is not None and not lane.task.done()
-            if is_opening or (
-                is_orphan and not (lane.connection and lane.connection.is_busy and lane.connection.stage is Stage.EOD)
-            ):
+            if is_opening or (is_orphan and not lane.is_past_the_dot):
                 self._abandon(lane)
         self._loop.call_later(DRAIN, self._give_up)
         self._request_turn()
@@ -226,12 +229,8 @@ class Delivery:
         if actions:
             self._active_at = self._now()
         if self._is_leaving and not self._lanes and not self._turn_requested:
-            self._loop.call_later(QUIT_GRACE, self._finish)
+            self._loop.call_later(QUIT_GRACE, self._end)
         self._wake_at(min(wake, self._next_scan) if self._scan_wanted else wake)
-
-    def _finish(self) -> None:
-        if not self._stopped.done():
-            self._stopped.set_result(None)
 
     def _wake_at(self, wake: float) -> None:
         """See that there is a turn at `wake`. A timer that fires earlier is left as it is: it asks again."""
@@ -314,13 +313,13 @@ class Delivery:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._fail(error)
+            self._end(error)
 
-    def _fail(self, error: BaseException) -> None:
-        """A defect of ours, or a disk that failed a sync. Better to die and be restarted than to hold mail for ever, or
-        to remove what may not be safe; nothing is lost."""
+    def _end(self, error: BaseException | None = None) -> None:
+        """The process ends. With an error of ours, or of a disk that failed a sync: better to die and be restarted
+        than to hold mail for ever, or to remove what may not be safe; nothing is lost."""
         if not self._stopped.done():
-            self._stopped.set_exception(error)
+            self._stopped.set_exception(error) if error else self._stopped.set_result(None)
 
     async def _locate(self, domain: str) -> None:
         policy = self._policy(domain)

@@ -22,7 +22,7 @@ from spoolmta import entry, message, process, rate, record, schedule, state, ver
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.ledger import Ledger, Way
-from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Stage, Vmta
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Reply, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
 from spoolmta.resolver import Resolver, Unroutable
@@ -61,7 +61,7 @@ class Lane:
         self.sent: list[Recipient] = []
         self.unsent: list[Recipient] = []
         self.done: list[Recipient] = []
-        self.delivered = False
+        self.answered = False
         self.size = 0
 
     @property
@@ -391,7 +391,7 @@ class Delivery:
             self._request_turn()
             return
         lane.domain, lane.name, lane.loaded = domain, name, loaded
-        lane.unsent, lane.done, lane.delivered = loaded.recipients, [], False
+        lane.unsent, lane.done, lane.answered = loaded.recipients, [], False
         self._send(lane)
 
     def _send(self, lane: Lane) -> None:
@@ -429,7 +429,7 @@ class Delivery:
             if lane.connection is not None:
                 lane.connection.quit()
         fresh = self._scheduler.finished(
-            lane.number, self._now(), delivered=lane.delivered, reusable=result.reusable, reason=str(last.result)
+            lane.number, self._now(), delivered=lane.answered, reusable=result.reusable, reason=str(last.result)
         )
         if fresh:
             log.info("%s/%s: %s", lane.domain, self._vmta.name, last.result)
@@ -439,9 +439,9 @@ class Delivery:
         """Write down one answer for each recipient of a transaction, in the turn that read it: a message may have
         many transactions, and a crash in a later one must not repeat the earlier ones."""
         way = Way(lane.ends, lane.capabilities.listing, lane.size, lane.domain)
-        done, delivered = self._ledger.settle(loaded, lane.sent, answers, way)
-        lane.done += done
-        lane.delivered = lane.delivered or delivered
+        lane.done += self._ledger.settle(loaded, lane.sent, answers, way)
+        # A host that answers for a recipient is up, whatever it says, and whatever becomes of the session after that.
+        lane.answered |= any(isinstance(answer.result, Reply) and answer.result.code != 421 for answer in answers)
 
     def _leave_entry(self, lane: Lane, loaded: Loaded) -> None:
         """Give the entry its next state: all its recipients have their answers."""

@@ -223,7 +223,7 @@ class AppendFile:
 
     def close(self) -> None:
         """Close, and give back what was reserved (a file that others write too keeps it)."""
-        if not self._spare:
+        if not self._spare and is_regular(os.fstat(self._descriptor)):
             os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)
         os.close(self._descriptor)
 

@@ -56,11 +56,9 @@ class Ledger:
         """Only if the log lies on the spool's filesystem does somebody else's sync make our rows durable."""
         return self.log.lies_on(os.stat(self._root).st_dev)
 
-    def settle(
-        self, loaded: Loaded, recipients: list[Recipient], answers: list[Answer], way: Way
-    ) -> tuple[list[Recipient], bool]:
+    def settle(self, loaded: Loaded, recipients: list[Recipient], answers: list[Answer], way: Way) -> list[Recipient]:
         """Note one answer for each of some recipients of an entry: a row each, a journal line for each that is done.
-        Returns those that are done, and whether any was delivered."""
+        Returns those that are done."""
         attempt = self._attempt(loaded, way)
         done: list[Recipient] = []
         delivered = False
@@ -75,7 +73,7 @@ class Ledger:
         if delivered:
             self._row.add(Cell.BYTES, way.size)
         self._row.add(Cell.MESSAGES, 1)
-        return done, delivered
+        return done
 
     def _attempt(self, loaded: Loaded, way: Way) -> record.Attempt:
         envelope, name = loaded.parsed.envelope, loaded.name

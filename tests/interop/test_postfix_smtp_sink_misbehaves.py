@@ -136,9 +136,6 @@ def test_a_reply_ahead_of_the_dot_is_never_a_delivery(mta: Mta) -> None:
     assert seen <= {too_many, ("b", "smtp;550 This violates SMTP")}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a session that ends after a refusal blocks the queue as if no host had answered"
-)
 @pytest.mark.parametrize("domain", [HANGS_UP, NO_RESET])
 def test_a_receiver_that_ends_the_session_after_a_refusal_is_still_asked_about_the_next(mta: Mta, domain: str) -> None:
     mta.wait_for(lambda: len(rows_of(mta, domain)) == 4, 3.0)

@@ -18,7 +18,7 @@ DUMPS = {
     "plain": ["--body", "Hello\n.dot\n..two\nlast"],
     "8-bit": ["--body", "Gr\u00fc\u00dfe", "--header", "Subject: Gr\u00fc\u00dfe"],
     "attachment": ["--attach-type", "application/octet-stream", "--attach-name", "noise", "--attach", "@{noise}"],
-    "empty": ["--body", ""],
+    "blank": ["--body", "\\n"],  # an empty one would make swaks ask for it
 }
 NOISE = bytes(range(256)) * 40
 

@@ -101,11 +101,11 @@ def needs(*programs: str, root: bool = False) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing) or (root and os.geteuid() != 0), reason=reason)
 
 
-def run(program: str, *arguments: str, stdin: bytes = b"", timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+def run(program: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end; it must have been asked for with `needs`."""
     path = find_program(program)
     assert path is not None
-    return subprocess.run([path, *arguments], input=stdin, capture_output=True, timeout=timeout, check=False)
+    return subprocess.run([path, *arguments], input=b"", capture_output=True, timeout=timeout, check=False)
 
 
 def free_ports(count: int) -> list[int]:

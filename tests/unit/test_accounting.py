@@ -247,3 +247,12 @@ def test_times_are_local_with_their_offset() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4}", text)
     assert clock.text(DAY) is text
     assert clock.text(DAY + 1) != text
+
+
+def test_a_row_that_a_power_cut_tore_is_cut_off_before_the_next_one_runs_into_it(tmp_path: Path) -> None:
+    file = AcctFile(path=str(tmp_path / "acct.csv"), records=("d",))
+    Rotation((file,), 0.0)
+    whole = (tmp_path / "acct.csv").read_bytes()
+    (tmp_path / "acct.csv").write_bytes(whole + b"d,1,2\r\nd,3")
+    Rotation((file,), 0.0)
+    assert (tmp_path / "acct.csv").read_bytes() == whole + b"d,1,2\r\n"

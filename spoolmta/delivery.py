@@ -124,7 +124,7 @@ class Delivery:
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         for key, condition in state.load(self._layout, self._vmta.name).sites.items():
-            self._scheduler.memory.put(key, condition)
+            self._scheduler.known.memory.put(key, condition)
         self._scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
@@ -197,7 +197,9 @@ class Delivery:
         self._partition.close()
 
     def _save_state(self) -> None:
-        state.save(self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.conditions(self._now()))
+        state.save(
+            self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.known.conditions(self._now())
+        )
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""

@@ -28,13 +28,12 @@ from collections.abc import Callable
 from spoolmta import concurrency, condition, entry
 from spoolmta.action import Action, Assign, Close, Expire, Locate, Reject, VmtaLimits
 from spoolmta.agenda import Agenda
-from spoolmta.condition import Condition, Memory
 from spoolmta.limits import CellsFor, Limits
 from spoolmta.metering import Meter
 from spoolmta.model import DomainPolicy, Failure
-from spoolmta.rate import pick
 from spoolmta.sessions import Sessions
 from spoolmta.site import Group, Queue, Site
+from spoolmta.sites import Chance, Sites
 from spoolmta.sources import Sources
 
 BATCH = 500
@@ -43,14 +42,9 @@ not hold up the others."""
 SOON = 0.001
 OUR_PAUSE = 60.0
 """Seconds a site waits when a session could not be begun for want of something of our own."""
-JITTER = 0.05
-"""Up to so much is added to a site's pause, so that what failed together does not come back together."""
 
 Policies = Callable[[str, str], DomainPolicy]
 """The complete policy for (site, domain); that of a site itself for (site, site)."""
-
-
-Chance = Callable[[], float]
 
 
 class Scheduler:
@@ -64,15 +58,14 @@ class Scheduler:
         cells_for: CellsFor = lambda _: None,
     ) -> None:
         self.queues: dict[str, Queue] = {}
-        self.sites: dict[str, Site] = {}
         self._chance = chance
         self._cells_for = cells_for
         self._agenda: Agenda[Queue | Site] = Agenda()
-        self.memory = Memory()
         self._decided: list[Action] = []
         self._doomed: deque[Reject] = deque()
         self._meter = Meter(Limits("*", vmta.policy, vmta.policy, cells_for, 0.0))
         self.sources = Sources(vmta.sources)
+        self.known = Sites(self._agenda, self.sources, chance, cells_for)
         self._sessions = Sessions(vmta, self._agenda, self.sources)
         self.size = 0
 
@@ -80,6 +73,10 @@ class Scheduler:
         return (
             f"Scheduler(size={self.size}, sessions={len(self._sessions.all)}, queues={self.queues}, sites={self.sites})"
         )
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        return self.known.by_key
 
     @property
     def sessions(self) -> int:
@@ -120,7 +117,7 @@ class Scheduler:
         queue = self.queues.get(domain)
         if queue is None:
             return
-        site = self.sites.get(site_key) or self._make_site(site_key, policies(site_key, site_key), now)
+        site = self.sites.get(site_key) or self.known.make(site_key, policies(site_key, site_key), now)
         group = site.groups.get(hosts)
         if group is None:
             group = site.groups[hosts] = Group(site, hosts)
@@ -172,10 +169,10 @@ class Scheduler:
         if unbound:
             return self.sources.set_aside(unbound, now)
         if ours:
-            return self._block(site, now, reason, OUR_PAUSE)
+            return self.known.block(site, now, reason, OUR_PAUSE)
         if len(site.sessions) > site.opening:
             return concurrency.narrow(site, number, self._sessions.newest, now, self._chance)
-        return self._block(site, now, reason, None)
+        return self.known.block(site, now, reason, None)
 
     def finished(
         self, number: int, now: float, *, answered: bool, reusable: bool, delivered: bool = False, reason: str = ""
@@ -192,7 +189,7 @@ class Scheduler:
             self._on_answer(site, now, delivered)
         if not reusable:
             self._sessions.forget(session)
-            return session.answered == 0 and self._block(site, now, reason, None)
+            return session.answered == 0 and self.known.block(site, now, reason, None)
         if self._sessions.is_spent(session):
             self._sessions.forget(session)
             self._decided.append(Close(number))
@@ -238,32 +235,22 @@ class Scheduler:
 
     # What outlives a site's mail
 
-    def condition_of(self, key: str) -> Condition:
-        """The condition of a site, to be looked at or changed; `changed` makes a change count."""
-        site = self.sites.get(key)
-        return site.condition if site is not None else self.memory.of(key)
-
     def changed(self, key: str, now: float) -> None:
         """The condition of a site was changed from outside: by a rule, or by the operator."""
         site = self.sites.get(key)
         if site is not None:
             self._refresh(site, now)
         else:
-            self.memory.tidy(key, now)
-
-    def conditions(self, now: float) -> dict[str, Condition]:
-        """What outlives the process: all that is not as it would be anyway."""
-        every = self.memory.all() | {site.key: site.condition for site in self.sites.values()}
-        return {key: state for key, state in every.items() if not state.is_ordinary(now)}
+            self.known.memory.tidy(key, now)
 
     def defer(self, key: str, now: float, reason: str) -> bool:
         """Put a site into retry now, as if an attempt had failed."""
         site = self.sites.get(key)
-        return site is not None and self._block(site, now, reason, None)
+        return site is not None and self.known.block(site, now, reason, None)
 
     def hasten(self, key: str, now: float) -> None:
         """Try a site again now, with all the mail that waits for its time."""
-        state = self.condition_of(key)
+        state = self.known.condition_of(key)
         state.blocked_until = min(state.blocked_until, now)
         for queue in self.queues_of(key):
             if queue.failure is None:
@@ -474,36 +461,9 @@ class Scheduler:
                 return  # nothing changes for a blocked site
         self._agenda.mark(site)
 
-    def _block(self, site: Site, now: float, reason: str, pause: float | None) -> bool:
-        """Hold a site after a failure. Sessions that fail while it is blocked belong to the same failure."""
-        self._agenda.mark(site)
-        state = site.condition
-        if state.blocked_until > now:
-            return False
-        state.reason = reason
-        if pause is None:
-            state.failures += 1
-            pause = pick(site.limits.force.retry_after, state.failures)
-        state.blocked_until = now + pause * (1 + JITTER * self._chance())
-        return True
-
-    def _make_site(self, key: str, policy: DomainPolicy, now: float) -> Site:
-        state = self.memory.take(key)
-        condition.tick(state, policy, now)
-        limits = Limits(key, policy, condition.in_force(policy, state), self._cells_for, now)
-        site = self.sites[key] = Site(key, policy, state, limits)
-        self._agenda.arm(min(condition.next_time(state), max(now, state.blocked_until)), site)
-        return site
-
     def _refresh(self, site: Site, now: float) -> None:
         """The site's condition or policy has changed, or its time has come."""
-        state = site.condition
-        condition.tick(state, site.policy, now)
-        if site.policy.backoff_upon_all_sources_disabled and self.sources.are_all_disabled(site):
-            condition.enter_backoff(state, site.policy, now, "all source addresses are disabled")
-        site.limits.set_policy(site.policy, condition.in_force(site.policy, state), now)
-        if (again := condition.next_time(state)) < math.inf:
-            self._agenda.arm(again, site)
+        self.known.refresh(site, now)
         for group in site.groups.values():
             for session in [session for session in group.idle if self._sessions.is_spent(session)]:
                 group.idle.remove(session)
@@ -524,11 +484,7 @@ class Scheduler:
         if site.limits.busy_until() > now:
             self._agenda.arm(site.limits.busy_until(), site)
             return
-        if not site.condition.is_ordinary(now):
-            self.memory.put(site.key, site.condition)
-        if self.sites.get(site.key) is site:
-            del self.sites[site.key]
-        self._agenda.forget(site)
+        self.known.forget(site, now)
 
     def _drop(self, queue: Queue) -> None:
         self.queues.pop(queue.domain, None)

@@ -119,8 +119,8 @@ def test_our_own_trouble_holds_a_site_for_a_minute_and_is_no_failure_of_it() -> 
     scheduler.step(NOW)
     scheduler.open_failed(1, NOW, "cannot bind", ours=True)
     assert scheduler.step(NOW) == ([], NOW + 60)
-    assert scheduler.conditions(NOW)["a.test"].failures == 0
-    assert scheduler.conditions(NOW + 60) == {}
+    assert scheduler.known.conditions(NOW)["a.test"].failures == 0
+    assert scheduler.known.conditions(NOW + 60) == {}
 
 
 def test_a_session_that_breaks_before_it_delivered_is_a_failure_of_the_site_and_later_it_is_not() -> None:
@@ -140,10 +140,10 @@ def test_failures_are_remembered_over_a_sleep() -> None:
     scheduler.step(NOW)
     scheduler.open_failed(1, NOW, "refused")
     scheduler.step(NOW)
-    states = scheduler.conditions(NOW)
+    states = scheduler.known.conditions(NOW)
     assert states == {"a.test": Condition(failures=1, blocked_until=NOW + 600, reason="refused")}
     woken = make()
-    woken.memory.put("a.test", states["a.test"])
+    woken.known.memory.put("a.test", states["a.test"])
     woken.add("a.test", name(0), 0, NOW)
     woken.step(NOW)
     woken.located("a.test", "a.test", everywhere(POLICY), NOW)
@@ -153,9 +153,9 @@ def test_failures_are_remembered_over_a_sleep() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     scheduler = make()
     for number in range(MAX_REMEMBERED + 5):
-        scheduler.memory.put(f"{number}.test", Condition(failures=1))
-    assert len(scheduler.conditions(NOW)) == MAX_REMEMBERED
-    assert "0.test" not in scheduler.conditions(NOW)
+        scheduler.known.memory.put(f"{number}.test", Condition(failures=1))
+    assert len(scheduler.known.conditions(NOW)) == MAX_REMEMBERED
+    assert "0.test" not in scheduler.known.conditions(NOW)
 
 
 def test_a_site_that_has_recovered_is_not_remembered_as_failing() -> None:
@@ -167,7 +167,7 @@ def test_a_site_that_has_recovered_is_not_remembered_as_failing() -> None:
     scheduler.opened(3, NOW + 600)
     scheduler.step(NOW + 600)
     scheduler.finished(3, NOW + 600, answered=True, reusable=False)
-    assert scheduler.conditions(NOW + 600) == {}
+    assert scheduler.known.conditions(NOW + 600) == {}
 
 
 def test_a_domain_that_takes_no_mail_has_its_mail_rejected() -> None:

@@ -34,7 +34,7 @@ def test_no_window_holds_more_than_the_rate_however_the_process_ends(tmp_path: P
         times = sorted(record["time"] for record in received_by(world, "rate.test"))
         mta.wait_for(lambda: time.time() > times[0] + 7.5)
         times = sorted(record["time"] for record in received_by(world, "rate.test"))
-        assert sum(1 for moment in times if moment < times[0] + 7.4) == 12
+        assert 11 <= sum(1 for moment in times if moment < times[0] + 7.4) <= 12
 
 
 def _end(mta: Mta, ending: str) -> None:

@@ -6,7 +6,7 @@ of `model`.
 
 from __future__ import annotations
 
-from spoolmta.config import values
+from spoolmta.config import responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
@@ -56,6 +56,15 @@ DOMAIN: dict[str, Kind] = {
     "data-send-timeout": duration("3m"),
     "smtp-data-termination-timeout": duration("10m"),
 }
+RESPONSE: dict[str, Kind] = {
+    "name": values.TEXT,
+    "reply": responses.PATTERNS,
+    "stage": responses.STAGES,
+    "action": responses.ACTIONS,
+    "for": duration("2h"),
+    "trigger": responses.TRIGGER,
+    "set": responses.changes(DOMAIN, lambda key: field_of(key)),
+}
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,
     "records": subset("r", "d", "b", "t", "tq"),
@@ -71,17 +80,20 @@ TABLES: dict[str, dict[str, Kind]] = {
     "source": SOURCE,
     "vmta": VMTA,
     "domain": DOMAIN,
+    "response": RESPONSE,
     "acct-file": ACCT_FILE,
 }
-TABLES_WITHIN: dict[str, tuple[str, ...]] = {"": tuple(TABLES)[1:], "vmta": ("domain",)}
+TABLES_WITHIN: dict[str, tuple[str, ...]] = {"": tuple(TABLES)[1:], "vmta": ("domain", "response")}
 REQUIRED: dict[str, dict[str, str]] = {
     "": {"host-name": 'host-name = "mta.example.com"'},
     "spool": {"directory": 'directory = "../spool"'},
+    "response": {"reply": r"reply = '^421 .*\[TSS04\]'", "action": 'action = "backoff"'},
     "acct-file": {"path": 'path = "../spool/accounting/acct.csv"'},
 }
 """The keys that have no default, with an example."""
 
 FIELDS: dict[str, str] = {"smtp-source-host": "source_hosts", "directory": "spool"}
+FIELDS |= {"stage": "stages", "action": "actions", "for": "duration", "set": "changes"}
 """Where the field of `model` is not the key with `_` for `-`."""
 
 

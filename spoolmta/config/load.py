@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, values
+from spoolmta.config import files, keys, responses, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, Config, DomainTable, Setting, Source, Vmta
+from spoolmta.model import AcctFile, Config, DomainTable, ResponseRule, Setting, Source, Vmta
 
 _JOURNAL_NAME = re.compile(r"(pickup|listener|api|http|smtp)\.[0-9]+")
 """Journals of intake processes are named so, and a VMTA's journal is named as the VMTA."""
@@ -63,6 +63,7 @@ class _Reader:
             vmtas=vmtas,
             sources=self._sources(vmtas, spool),
             domains=self._domains(tree.get("domain", {}), ("domain",)),
+            responses=self._responses(tree.get("response", []), ("response",)),
             acct_files=self._acct_files(spool),
         )
         policies = [name for name in self._policies if name not in self._document.files]
@@ -198,6 +199,25 @@ class _Reader:
         name = address.show(".".join(names))
         text = f'a domain with a dot in it is written in quotes: [{dotted(path)}."{name}"]'
         self._complain((*path, *names), text)
+
+    def _responses(self, raw: object, path: Path) -> tuple[ResponseRule, ...]:
+        """The `[[response]]` tables that stand at a path, in their order."""
+        if not isinstance(raw, list):
+            self._complain(path, f"a response rule is written with two brackets: [[{dotted(path)}]]")
+            return ()
+        rules = []
+        for number, table in enumerate(raw):
+            here = (*path, number)
+            fields = self._table(table, here, "response")
+            if not isinstance(table, dict) or fields.keys() != {keys.field_of(key) for key in table}:
+                continue  # what is wrong with a key has been said, and what is missing decides what the rest means
+            try:
+                rules.append(responses.build(fields, *self._document.place(here)))
+            except KeyError:
+                continue  # a required key
+            except values.BadValue as error:
+                self._complain(here, str(error))
+        return tuple(rules)
 
     def _sources(self, vmtas: dict[str, Vmta], spool: str) -> dict[str, Source]:
         sources: dict[str, Source] = {}

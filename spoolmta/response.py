@@ -4,8 +4,8 @@ The first rule that matches wins, in the order in which they are given: the VMTA
 provider's, the global ones. Laws: first match; a success (any reply below 400) calls up a rule only where a pattern
 begins with ^2 or ^3; what we made up ourselves (`FailureKind.is_observed`) never does.
 
-A reply that says nothing new is not searched again: receivers repeat themselves. Measured, with the 20 rules that hold
-for a Google site: 0.5 microseconds for a repeated reply, 25 for a new one, 0.1 for a success.
+A reply that says nothing new is not searched again: receivers repeat themselves. Measured with the shipped rules (7 or
+8 hold at a site): 1 microsecond for a repeated reply, 9 for a new 550, 16 for a new 421, 0.3 for a success.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ class _Reader:
             policy = fields.pop("policy", "")
             layers = [self._policy(policy, raw["policy"], (*path, "policy"))] if policy else []
             layers.append(self._domains(raw.get("domain", {}), (*path, "domain")))
-            vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), **fields)
+            rules = self._responses(raw.get("response", []), (*path, "response"))
+            vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), responses=rules, **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
 
     def _policy(self, whole: str, written: str, here: Path) -> tuple[DomainTable, ...]:

@@ -249,8 +249,9 @@ class Change(Struct, frozen=True):
 
 
 class ResponseRule(Struct, frozen=True, kw_only=True):
-    """One `[[response]]`. `reply` holds its patterns as written; no `stages` means every stage; `duration` None:
-    until something else ends it. `id` stays the same when the rule moves to another line or file."""
+    """One `[[response]]`. `provider` is the one it is for ("" for all); `reply` holds its patterns as written; no
+    `stages` means every stage; `duration` None: until something else ends it. `id` stays the same when the rule moves
+    to another line or file."""
 
     id: str
     reply: tuple[str, ...]
@@ -260,6 +261,7 @@ class ResponseRule(Struct, frozen=True, kw_only=True):
     trigger: Trigger = AT_ONCE
     changes: tuple[Change, ...] = ()
     name: str = ""
+    provider: str = ""
     file: str = ""
     line: int = 0
 
@@ -288,7 +290,7 @@ class SourceHost(Struct, frozen=True):
 
 class Vmta(Struct, frozen=True, kw_only=True):
     """One VirtualMTA. `max_smtp_out` 0 means no limit over all its queues. `layers` are its domain tables,
-    weak to strong: those of its policy file, then its own; `responses` its own rules, then its policy file's."""
+    weak to strong: those of its policy file, then its own; `responses` are its own rules, then its policy file's."""
 
     name: str
     source_hosts: tuple[SourceHost, ...] = ()

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import pattern
-from spoolmta.model import Change, DomainPolicy, Failure, Rate, Reply, ResponseRule, Stage
+from spoolmta.model import Change, Config, DomainPolicy, Failure, Rate, Reply, ResponseRule, Stage
 
 REMEMBERED = 1024
 """Texts a `Rules` remembers; at 500 bytes each, half a megabyte for a site that never says the same twice."""
@@ -67,6 +67,17 @@ class Rules:
             del self._memory[next(iter(self._memory))]  # the oldest: good enough, and hits cost nothing
         self._memory[key] = found
         return found
+
+
+def rules_for(config: Config, vmta_name: str, provider: str) -> Rules:
+    """The rules for the sites of one provider ("" for a site that is none's) in one VMTA, strongest first."""
+    return Rules(rule for rule in all_rules(config, vmta_name) if rule.provider in ("", provider))
+
+
+def all_rules(config: Config, vmta_name: str) -> tuple[ResponseRule, ...]:
+    """Every rule that holds at some site of a VMTA, strongest first."""
+    vmta = config.vmtas.get(vmta_name)
+    return (*(vmta.responses if vmta else ()), *config.responses)
 
 
 def matches(rule: ResponseRule, stage: Stage | None, text: str, *, is_success: bool = False) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ class _Reader:
         self._document = document
         self._problems = problems
         self._policies: dict[str, tuple[DomainTable, ...]] = {}
+        self._policy_responses: dict[str, tuple[ResponseRule, ...]] = {}
         self._absolute: dict[tuple[str, str], str] = {}
 
     def __repr__(self) -> str:
@@ -63,7 +64,7 @@ class _Reader:
             vmtas=vmtas,
             sources=self._sources(vmtas, spool),
             domains=self._domains(tree.get("domain", {}), ("domain",)),
-            responses=self._responses(tree.get("response", []), ("response",)),
+            responses=self._responses(tree, ()),
             acct_files=self._acct_files(spool),
         )
         policies = [name for name in self._policies if name not in self._document.files]
@@ -125,7 +126,7 @@ class _Reader:
             policy = fields.pop("policy", "")
             layers = [self._policy(policy, raw["policy"], (*path, "policy"))] if policy else []
             layers.append(self._domains(raw.get("domain", {}), (*path, "domain")))
-            rules = self._responses(raw.get("response", []), (*path, "response"))
+            rules = (*self._responses(raw, path), *self._policy_responses.get(policy, ()))
             vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), responses=rules, **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
 
@@ -148,8 +149,9 @@ class _Reader:
         document.merge(file, tree, found, self._problems)
         reader = _Reader(document, self._problems)
         for key in document.tree:
-            if key != "domain":
+            if key not in ("domain", "response"):
                 reader._complain((key,), 'a policy file holds nothing but tables like [domain."gmail.com"]')
+        self._policy_responses[whole] = reader._responses(document.tree, ())
         self._policies[whole] = reader._domains(document.tree.get("domain", {}), ("domain",))
         return self._policies[whole]
 
@@ -201,24 +203,31 @@ class _Reader:
         text = f'a domain with a dot in it is written in quotes: [{dotted(path)}."{name}"]'
         self._complain((*path, *names), text)
 
-    def _responses(self, raw: object, path: Path) -> tuple[ResponseRule, ...]:
-        """The `[[response]]` tables that stand at a path, in their order."""
+    def _responses(self, tree: dict[str, Any], path: Path) -> tuple[ResponseRule, ...]:
+        """The rules that stand at one place, as they are tried: the providers' first."""
+        providers = tree.get("provider", {})
+        found: list[ResponseRule] = []
+        for name, table in providers.items() if isinstance(providers, dict) else ():
+            if isinstance(table, dict):
+                found += self._response_list(table, (*path, "provider", name), name)
+        return (*found, *self._response_list(tree, path, ""))
+
+    def _response_list(self, tree: dict[str, Any], path: Path, provider: str) -> Iterator[ResponseRule]:
+        raw, path = tree.get("response", []), (*path, "response")
         if not isinstance(raw, list):
             self._complain(path, f"a response rule is written with two brackets: [[{dotted(path)}]]")
-            return ()
-        rules = []
+            return
         for number, table in enumerate(raw):
             here = (*path, number)
             fields = self._table(table, here, "response")
             if not isinstance(table, dict) or fields.keys() != {keys.field_of(key) for key in table}:
-                continue  # what is wrong with a key has been said, and what is missing decides what the rest means
+                continue  # what is wrong with a key has been said; what it should be decides what the rest means
             try:
-                rules.append(responses.build(fields, *self._document.place(here)))
+                yield responses.build(fields, provider, *self._document.place(here))
             except KeyError:
-                continue  # a required key
+                continue  # a required key, which has been asked for
             except values.BadValue as error:
                 self._complain(here, str(error))
-        return tuple(rules)
 
     def _sources(self, vmtas: dict[str, Vmta], spool: str) -> dict[str, Source]:
         sources: dict[str, Source] = {}

@@ -39,7 +39,7 @@ _LASTING = frozenset(
 )
 
 
-def build(fields: Mapping[str, Any], file: str, line: int) -> ResponseRule:
+def build(fields: Mapping[str, Any], provider: str, file: str, line: int) -> ResponseRule:
     """One rule from the fields of its table. Raises BadValue where they contradict each other."""
     actions = frozenset(fields["actions"])
     for first, second in _APART:
@@ -52,8 +52,9 @@ def build(fields: Mapping[str, Any], file: str, line: int) -> ResponseRule:
     stages = fields.get("stages", ())
     if ResponseAction.BOUNCE_RCPT in actions and stages and Stage.RCPT not in stages:
         raise BadValue('the action "bounce-rcpt" is for replies to RCPT, and the stage "rcpt" is not there')
-    content = repr([fields.get(name) for name in ("reply", "stages", "actions", "trigger", "changes", "duration")])
-    return ResponseRule(id=f"{zlib.crc32(content.encode()):08x}", file=file, line=line, **fields)
+    names = ("reply", "stages", "actions", "trigger", "changes", "duration")
+    content = repr([provider, *[fields.get(name) for name in names]])
+    return ResponseRule(id=f"{zlib.crc32(content.encode()):08x}", provider=provider, file=file, line=line, **fields)
 
 
 def _listed(actions: tuple[ResponseAction, ...]) -> str:
@@ -112,7 +113,8 @@ def _read_trigger(value: object) -> Trigger:
 
 def changes(kinds: Mapping[str, Kind], field_of: Callable[[str], str]) -> Kind:
     """The kind of a `set` table over those directives of `kinds` that are limits or pauses."""
-    limits = {key: kind for key, kind in kinds.items() if key.startswith(("max-", "retry-"))}
+    pauses = ("retry-after", "retry-recipients-after")
+    limits = {key: kind for key, kind in kinds.items() if key.startswith("max-") or key in pauses}
 
     def read(value: object) -> tuple[Change, ...]:
         if not isinstance(value, dict) or not value:

@@ -45,12 +45,15 @@ def rules_in(path: Path) -> tuple[dict[str, list[ResponseRule]], list[ResponseRu
     text = path.read_text()
     tree, where = tomllib.loads(text), lines.index(text).keys
 
-    def read(tables: list[dict[str, Any]], *above: str) -> list[ResponseRule]:
+    def read(tables: list[dict[str, Any]], provider: str, *above: str) -> list[ResponseRule]:
         found = []
         for number, table in enumerate(tables):
             fields = {keys.field_of(key): keys.RESPONSE[key].read(value) for key, value in table.items()}
-            found.append(responses.build(fields, str(path), where[*above, "response", number]))
+            found.append(responses.build(fields, provider, str(path), where[*above, "response", number]))
         return found
 
-    own = {name: read(table.get("response", []), "provider", name) for name, table in tree.get("provider", {}).items()}
-    return own, read(tree.get("response", []))
+    own = {
+        name: read(table.get("response", []), name, "provider", name)
+        for name, table in tree.get("provider", {}).items()
+    }
+    return own, read(tree.get("response", []), "")

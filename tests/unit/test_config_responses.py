@@ -4,15 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from spoolmta.model import Change, Config, Rate, ResponseAction, Stage, Trigger
+from spoolmta import config, response
+from spoolmta.model import Change, Rate, ResponseAction, Stage, Trigger
 from tests.unit.test_config import load, one_problem, problems
 
 RULE = "[[response]]\nreply = '^421 '\naction = \"backoff\"\n"
-
-
-def one(config: Config) -> object:
-    assert len(config.responses) == 1
-    return config.responses[0]
 
 
 def test_a_rule_with_everything_is_read(tmp_path: Path) -> None:
@@ -46,12 +42,9 @@ def test_a_rule_needs_only_what_is_said_and_what_to_do(tmp_path: Path) -> None:
 
 def test_rules_keep_their_order_over_files_and_know_their_places(tmp_path: Path) -> None:
     (tmp_path / "more.toml").write_text(f"\n{RULE.replace('421', '450')}")
-    (tmp_path / "spoolmta.toml").write_text("")
     text = f"{RULE}{RULE.replace('421', '554')}"
     base = 'host-name = "mta.example.com"\ninclude = ["more.toml"]\nspool = { directory = "spool" }\n'
     (tmp_path / "main.toml").write_text(base + text)
-    from spoolmta import config
-
     rules = config.load(str(tmp_path / "main.toml")).responses
     assert [rule.reply for rule in rules] == [("^421 ",), ("^554 ",), ("^450 ",)]
     assert [(Path(rule.file).name, rule.line) for rule in rules] == [
@@ -65,6 +58,16 @@ def test_a_vmta_has_rules_of_its_own(tmp_path: Path) -> None:
     loaded = load(tmp_path, f"[vmta.news]\n{RULE.replace('[[', '[[vmta.news.')}")
     assert [rule.line for rule in loaded.vmtas["news"].responses] == [4]
     assert loaded.responses == ()
+
+
+def test_the_rules_of_a_policy_file_come_behind_the_vmtas_own_and_before_the_global_ones(tmp_path: Path) -> None:
+    (tmp_path / "bulk.toml").write_text(RULE)
+    text = f'[vmta.news]\npolicy = "bulk.toml"\n{RULE.replace("[[", "[[vmta.news.").replace("421", "450")}'
+    loaded = load(tmp_path, f"{text}[vmta.bulk]\npolicy = 'bulk.toml'\n{RULE.replace('421', '554')}")
+    reasons = [rule.reply[0] for rule in response.rules_for(loaded, "news", "")]
+    assert reasons == ["^450 ", "^421 ", "^554 "]
+    assert [rule.reply[0] for rule in response.rules_for(loaded, "bulk", "")] == ["^421 ", "^554 "]
+    assert [rule.reply[0] for rule in response.rules_for(loaded, "unknown", "")] == ["^554 "]
 
 
 def test_the_id_of_a_rule_does_not_depend_on_where_it_stands(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spoolmta import pattern
 from spoolmta.model import Reply, ResponseRule, Stage, Trigger
 from spoolmta.response import Rules, matches
 from spoolmta.trigger import Fired, Triggers
@@ -102,3 +103,12 @@ def test_a_sleep_between_any_two_answers_changes_nothing(count: int, answers: li
             triggers.note(now, "site", "192.0.2.1", rules, found.get(which), "x") for triggers in (awake, sleeper)
         ]
         assert results[0] == results[1]
+
+
+@given(st.text(st.sampled_from("ab.*+?()[]{}|\\^$,:0123<>=!Pi-# w")))
+def test_any_text_is_a_pattern_that_can_be_searched_or_is_refused_with_a_clause(source: str) -> None:
+    try:
+        found = pattern.compiled(source)
+    except pattern.BadPattern:
+        return
+    found.is_in("421 ab too many")

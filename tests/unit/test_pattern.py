@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from spoolmta import pattern
@@ -14,7 +16,19 @@ def test_case_does_not_matter_unless_the_pattern_says_so() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["(a+)+", r"(?:\w+ )*x", "((a|b+)c){2,5}", "(?P<x>a*)+b", "(?i:a+){3}", "((a+)b)+", r"(?:x{2,})+y", r"([^)]*,)+"],
+    [
+        "(a+)+",
+        r"(?:\w+ )*x",
+        "((a|b+)c){2,5}",
+        "(?P<x>a*)+b",
+        "(?i:a+){3}",
+        "((a+)b)+",
+        r"(?:x{2,})+y",
+        r"([^)]*,)+",
+        "(a|ab|b)*c",
+        "(a?b?)*c",
+        "(?:a?){30}c",
+    ],
 )
 def test_a_pattern_that_may_search_for_ever_is_refused(source: str) -> None:
     with pytest.raises(pattern.BadPattern, match="for ever"):
@@ -22,7 +36,21 @@ def test_a_pattern_that_may_search_for_ever_is_refused(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [r"(?:\w++ )*a", "(?>a+)+b", "(a+)?b", "(?:a+)++b", r"\(a+\)+b", "[]a+]+(b)+", "([)+]b)+", "a{2}(a)+"]
+    "source",
+    [
+        r"(?:\w++ )*a",
+        "(?>a+)+b",
+        "(a+)?b",
+        "(?:a+)++b",
+        r"\(a+\)+b",
+        "[]a+]+(b)+",
+        "([)+]b)+",
+        "a{2}(a)+",
+        r"(?:\.?\d{1,3}){0,3}a",
+        "(?:a|b)++",
+        "(?:a|b)?a",
+        "(?>(?:a|b))+a",
+    ],
 )
 def test_a_pattern_whose_repeats_cannot_give_back_is_fine(source: str) -> None:
     assert pattern.compiled(source).is_in("421 aaa)b (a)b a,b ]ab")
@@ -33,13 +61,28 @@ def test_many_endless_repeats_make_the_text_shorter_and_too_many_are_refused() -
     assert pattern.compiled("^a.*b.*c").limit == pattern.MAX_TEXT
     assert pattern.compiled("a.*b.*c").limit == pattern.SHORT_TEXT
     assert pattern.compiled("^a.*b|c.*d").limit == pattern.SHORT_TEXT
-    with pytest.raises(pattern.BadPattern, match="too many endless"):
-        pattern.compiled("a.*b.*c.*d")
+    assert pattern.compiled("a.{0,80}b.{0,80}c").limit == pattern.MAX_TEXT
+    for source in ("a.*b.*c.*d", "a.*b.*c.{0,80}d", "a?" * 30):
+        with pytest.raises(pattern.BadPattern, match="too many endless"):
+            pattern.compiled(f"x{source}")
+
+
+@pytest.mark.parametrize("source", ["a.*b.*c", "^a.*b.*a.*c", "a.{0,80}b.{0,80}c", "a.*c", "^(?=.*a.*c).*x"])
+def test_what_is_let_through_is_never_slow(source: str) -> None:
+    started = time.process_time()
+    assert not pattern.compiled(source).is_in("ab" * 1000)
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize(
     ("source", "what"),
-    [("(", "no regular expression"), ("", "matches everything"), ("a|", "matches everything"), ("x{9999999999}", "no")],
+    [
+        ("(", "no regular expression"),
+        ("", "matches everything"),
+        ("a|", "matches everything"),
+        ("[[]TS03", "bracket"),
+        ("x{9999999999}", "no"),
+    ],
 )
 def test_a_pattern_that_cannot_be_meant_is_refused(source: str, what: str) -> None:
     with pytest.raises(pattern.BadPattern, match=what):

@@ -33,12 +33,12 @@ _COUNTED = {
 
 
 class Way(Struct, frozen=True):
-    """How a transaction went out: both ends, what the host offered, the size sent, the queue's domain."""
+    """How a transaction went out: both ends, what the host offered, the size sent, the site."""
 
     ends: Ends
     esmtp: str
     size: int
-    domain: str
+    site: str
 
 
 class Ledger:
@@ -92,7 +92,7 @@ class Ledger:
             vmta,
             envelope.job if name.job != "0" else "",  # intake has decided whether x-job counts
             envelope.envid,
-            f"{way.domain}/{vmta}",
+            f"{way.site}/{vmta}",
             name.pool,
             name.id,
             name.attempts + 1,

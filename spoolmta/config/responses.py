@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spoolmta import pattern
-from spoolmta.config.values import RATE_UNITS, BadValue, Kind, shown, wrong
+from spoolmta.config.rates import RATE_UNITS
+from spoolmta.config.values import BadValue, Kind, shown, wrong
 from spoolmta.model import AT_ONCE, UNLIMITED, Change, Rate, ResponseAction, ResponseRule, Stage, Trigger
 
 MAX_COUNT = 10_000

@@ -156,8 +156,8 @@ class _Reader:
         reader._mx = self._mx
         for key in document.tree:
             if key not in ("domain", "provider", "response"):
-                text = 'a policy file holds nothing but tables like [domain."gmail.com"] and [provider.google]'
-                reader._complain((key,), text)
+                tables = '[domain."gmail.com"], [provider.google] and [[response]]'
+                reader._complain((key,), f"a policy file holds nothing but tables like {tables}")
         self._policies[whole] = reader._layer(document.tree, ())
         self._policy_responses[whole] = reader._responses(document.tree, ())
         return self._policies[whole]

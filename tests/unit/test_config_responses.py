@@ -70,6 +70,26 @@ def test_the_rules_of_a_policy_file_come_behind_the_vmtas_own_and_before_the_glo
     assert [rule.reply[0] for rule in response.rules_for(loaded, "unknown", "")] == ["^554 "]
 
 
+def test_the_rules_of_a_provider_come_before_those_for_all_that_stand_at_the_same_place(tmp_path: Path) -> None:
+    (tmp_path / "bulk.toml").write_text(RULE.replace("[[", "[[provider.big.").replace("421", "422"))
+    loaded = load(
+        tmp_path,
+        RULE
+        + '[provider.big]\nmx = ["mx.example.com"]\n'
+        + RULE.replace("[[", "[[provider.big.").replace("421", "451")
+        + "[vmta.news]\npolicy = 'bulk.toml'\n"
+        + RULE.replace("[[", "[[vmta.news.provider.big.").replace("421", "452"),
+    )
+    assert [rule.reply[0] for rule in response.rules_for(loaded, "news", "big")] == ["^452 ", "^422 ", "^451 ", "^421 "]
+    assert [rule.reply[0] for rule in response.rules_for(loaded, "news", "")] == ["^421 "]
+    assert [rule.provider for rule in response.all_rules(loaded, "news")] == ["big", "big", "big", ""]
+
+
+def test_rules_for_a_provider_that_does_not_exist_are_a_mistake(tmp_path: Path) -> None:
+    problem = one_problem(tmp_path, "[vmta.news]\n" + RULE.replace("[[", "[[vmta.news.provider.gogle."))
+    assert 'there is no provider "gogle"' in problem
+
+
 def test_the_id_of_a_rule_does_not_depend_on_where_it_stands(tmp_path: Path) -> None:
     first = load(tmp_path, RULE).responses[0]
     second = load(tmp_path, f"\n\n{RULE}name = 'x'\n").responses[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 from collections import Counter
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from spoolmta import bounce, lint
-from spoolmta.model import Reply, ResponseRule, Stage
+from spoolmta import bounce, config, lint, policy, response
+from spoolmta.model import Config, Reply, ResponseRule, Stage
+from spoolmta.policy import Providers
 from tests.support.rules import rules_in
 
 FILE = Path(__file__).parents[2] / "etc/policy/providers.toml"
@@ -37,6 +39,57 @@ def test_the_providers_of_the_large_mailboxes_and_filters_are_there() -> None:
     assert [*PROVIDERS] == (
         "google yahoo outlook microsoft365 apple comcast orange gmx mailru yandex qq 163 mimecast barracuda proofpoint"
     ).split()
+
+
+HOSTS = {
+    "google": "gmail-smtp-in.l.google.com alt1.aspmx.l.google.com aspmx2.googlemail.com smtp.google.com",
+    "yahoo": "mta5.am0.yahoodns.net mx-aol.mail.gm0.yahoodns.net mx-att.mail.am0.yahoodns.net",
+    "outlook": "outlook-com.olc.protection.outlook.com hotmail-com.olc.protection.outlook.com",
+    "microsoft365": "a-com.mail.protection.outlook.com a-com.mail.eo.outlook.com a-com.x-v1.mx.microsoft",
+    "apple": "mx01.mail.icloud.com mx02.mail.icloud.com",
+    "comcast": "mx1.comcast.net mx2.mxge.comcast.net",
+    "orange": "smtp-in.orange.fr",
+    "gmx": "mx00.emig.gmx.net mx01.gmx.net mx-ha02.web.de mx00.mail.com",
+    "mailru": "mxs.mail.ru emx.mail.ru",
+    "yandex": "mx.yandex.ru mx.yandex.net",
+    "qq": "mx1.qq.com mxbiz1.qq.com",
+    "163": "163mx01.mxmail.netease.com qiye163mx02.mxmail.netease.com",
+    "mimecast": "eu-smtp-inbound-1.mimecast.com za-smtp-inbound-2.mimecast.co.za",
+    "barracuda": "d12345a.ess.barracudanetworks.com d12345b.ess.de.barracudanetworks.com",
+    "proofpoint": "mxa-00123401.gslb.pphosted.com mx0a-00123401.pphosted.com mx1-us1.ppe-hosted.com",
+    "": "mx.example.com google.com.example.net mx.notgoogle.com mail.ru yandex.ru smtp.orange.fr mx.mail.com",
+}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Config:
+    return config.load(str(FILE.parents[1] / "spoolmta.toml"))
+
+
+@pytest.mark.parametrize("provider", HOSTS)
+def test_mail_hosts_are_their_own_providers_and_no_others(shipped: Config, provider: str) -> None:
+    for host in HOSTS[provider].split():
+        found = [name for name in shipped.providers if Providers({name: shipped.providers[name]}).find([host])]
+        assert found == [provider] * bool(provider), host
+
+
+def test_the_shipped_rules_hold_at_the_sites_of_their_provider(shipped: Config) -> None:
+    table = policy.PolicyTable(shipped, "default")
+    assert table.site_of("gmail.com", ["gmail-smtp-in.l.google.com"]) == "google.rollup"
+    assert table.resolve("google.rollup", "gmail.com").max_msg_per_connection == 50
+    names = [rule.name for rule in response.rules_for(shipped, "default", "google")]
+    assert names == [rule.name for rule in list_for("google")]
+    assert [rule.name for rule in response.rules_for(shipped, "default", "")] == ["connections", "rate", "listed"]
+
+
+def test_back_off_is_stricter_than_the_limits_it_replaces(shipped: Config) -> None:
+    for provider in shipped.providers:
+        found = policy.resolve(shipped, "default", f"{provider}.rollup", f"{provider}.rollup")
+        assert 1 <= found.backoff_max_smtp_out < found.max_smtp_out
+        rates = [rate.count / rate.period for rate in (found.backoff_max_msg_rate, found.max_msg_rate)]
+        assert rates[0] < rates[1]
+        assert found.backoff_retry_after[0] > found.retry_after[0]
+        assert found.backoff_to_normal_after < math.inf
 
 
 def test_no_rule_is_dead_or_shadowed() -> None:

@@ -14,13 +14,13 @@ every sample that it matches is taken by a rule before it. A list in the order i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from spoolmta import pattern
-from spoolmta.model import ResponseRule, Stage, Struct
-from spoolmta.response import matches
+from spoolmta.model import Config, ResponseRule, Stage, Struct
+from spoolmta.response import matches, rules_for
 
 _SAMPLE = re.compile(r"#\s*sample(?: at (\w+))?:\s*(.*\S)\s*")
 _HEADER = re.compile(r"\[\[(?:.*\.)?\s*response\s*\]\]\s*(?:#.*)?")
@@ -78,6 +78,19 @@ def lint(lists: Iterable[Sequence[ResponseRule]], known: Sequence[Sample]) -> li
             if verdicts.get(id(rule)) != "":
                 verdicts[id(rule)] = _judge(rule, rules, known)
     return [Finding(rule, verdicts[key]) for key, rule in order.items() if verdicts[key]]
+
+
+def check(config: Config, texts: Mapping[str, str]) -> list[Finding]:
+    """What is dead or shadowed in a configuration; `texts` are the files that rules stand in, by the name that the
+    rules have for them."""
+    known = [sample for file, text in texts.items() for sample in samples(text, file)]
+    owners = {id(vmta.responses): name for name, vmta in config.vmtas.items() if vmta.responses}
+    lists = [
+        tuple(rules_for(config, vmta_name, provider))
+        for vmta_name in ("", *owners.values())
+        for provider in ("", *config.providers)
+    ]
+    return lint(lists, known)
 
 
 def _judge(rule: ResponseRule, rules: Sequence[ResponseRule], known: Sequence[Sample]) -> str:

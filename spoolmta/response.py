@@ -18,6 +18,7 @@ import msgspec
 
 from spoolmta import pattern
 from spoolmta.model import Change, Config, DomainPolicy, Failure, Rate, Reply, ResponseRule, Stage
+from spoolmta.policy import ROLLUP
 
 REMEMBERED = 1024
 """Texts a `Rules` remembers; at 500 bytes each, half a megabyte for a site that never says the same twice."""
@@ -72,6 +73,12 @@ class Rules:
 def rules_for(config: Config, vmta_name: str, provider: str) -> Rules:
     """The rules for the sites of one provider ("" for a site that is none's) in one VMTA, strongest first."""
     return Rules(rule for rule in all_rules(config, vmta_name) if rule.provider in ("", provider))
+
+
+def provider_of(config: Config, site: str) -> str:
+    """The provider whose site it is, "" if it is none's."""
+    name = site.removesuffix(ROLLUP)
+    return name if name != site and name in config.providers else ""
 
 
 def all_rules(config: Config, vmta_name: str) -> tuple[ResponseRule, ...]:

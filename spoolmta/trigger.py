@@ -16,8 +16,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from spoolmta.model import ResponseAction, ResponseRule, Struct
-from spoolmta.response import Rules
+from spoolmta import pattern
+from spoolmta.model import Answer, Config, Failure, ResponseAction, ResponseRule, Struct
+from spoolmta.response import Rules, all_rules, provider_of, rules_for
 
 BUCKETS = 64
 """A share looks back between 63/64 of its period and the whole: what it counts lies within the period for certain."""
@@ -174,6 +175,51 @@ class Triggers:
                         share.add(bucket, answers, matches)
                 if share.buckets:
                     self._shares[rule.id, place] = share
+
+
+class Responses:
+    """The response rules of one VMTA at work: answers in, what fired out."""
+
+    __slots__ = ("_all", "_config", "_name", "_rules", "_triggers")
+
+    def __init__(self, config: Config, vmta_name: str) -> None:
+        self._config, self._name = config, vmta_name
+        self._all = all_rules(config, vmta_name)
+        self._rules: dict[str, Rules] = {}
+        self._triggers = Triggers()
+
+    def __repr__(self) -> str:
+        return f"Responses({self._name!r}, {len(self._all)} rules, {self._triggers})"
+
+    def note(self, now: float, site: str, source: str, answer: Answer) -> Fired | None:
+        """What one answer, given at a site to one of our addresses ("" where none was bound), sets off.
+
+        Only what a receiver or the network did is given here: not the answers that a rule's action gives to the
+        recipients it reaches, though they carry the receiver's reply.
+        """
+        if not self._all:
+            return None
+        rules = self._at(site)
+        result = answer.result
+        rule = rules.match(answer.stage, result)
+        if rule is None and (not rules.shares or (isinstance(result, Failure) and not result.kind.is_observed)):
+            return None
+        text = "" if rule is None else pattern.text_of(result)
+        return self._triggers.note(now, site, source, rules, rule, text)
+
+    def _at(self, site: str) -> Rules:
+        provider = provider_of(self._config, site)
+        rules = self._rules.get(provider)
+        if rules is None:
+            rules = self._rules[provider] = rules_for(self._config, self._name, provider)
+        return rules
+
+    def export(self) -> State:
+        return self._triggers.export()
+
+    def restore(self, state: object, now: float) -> None:
+        """Go on with what these rules' counts were before a sleep, a restart or a reload."""
+        self._triggers.restore(state, self._all, now)
 
 
 def _place(rule: ResponseRule, site: str, source: str) -> str:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from spoolmta import config, response
 from spoolmta.model import Change, Rate, ResponseAction, Stage, Trigger
+from tests.support.rules import reply
 from tests.unit.test_config import load, one_problem, problems
 
 RULE = "[[response]]\nreply = '^421 '\naction = \"backoff\"\n"
@@ -152,3 +154,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_a_single_bracket_is_a_mistake(tmp_path: Path) -> None:
     assert "two brackets: [[response]]" in one_problem(tmp_path, "[response]\nreply = 'x'\naction = 'pause'\n")
+
+
+def test_rules_reach_the_processes_as_they_were_read(tmp_path: Path) -> None:
+    loaded = load(tmp_path, RULE + 'stage = "eod"\n')
+    assert pickle.loads(pickle.dumps(loaded)) == loaded
+    assert response.rules_for(pickle.loads(pickle.dumps(loaded)), "default", "").match(Stage.EOD, reply("421 x"))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from spoolmta import lint
-from spoolmta.model import ResponseRule, Stage
+from spoolmta.model import Config, ResponseRule, Stage, Vmta
 from tests.support.rules import rule
 
 TEXT = """
@@ -65,3 +65,15 @@ def test_without_samples_of_its_own_a_rule_is_judged_by_all_and_may_be_unproven(
     (finding,) = lint.lint([[alive, unproven]], [*lint.samples(TEXT, "x.toml")])
     assert finding.rule is unproven
     assert "unproven" in finding.text
+
+
+def test_a_configuration_is_checked_as_its_vmtas_and_providers_try_the_rules() -> None:
+    text = "# sample: 421 too many\n[[response]]\n# sample: 421 rate\n[[response]]\n"
+    everywhere, own = placed(2, rule("too many")), placed(4, rule("^421"))
+    alone = Config(host_name="", spool="", responses=(everywhere,), vmtas={"news": Vmta(name="news")})
+    assert lint.check(alone, {"x.toml": text}) == []
+    hidden = Config(host_name="", spool="", responses=(own, everywhere))
+    (finding,) = lint.check(hidden, {"x.toml": text})
+    assert finding.rule is everywhere
+    over = Config(host_name="", spool="", responses=(everywhere,), vmtas={"news": Vmta(name="news", responses=(own,))})
+    assert lint.check(over, {"x.toml": text}) == []  # another VMTA reaches the global rule

@@ -5,9 +5,22 @@ import math
 import msgspec
 import pytest
 
-from spoolmta.model import UNLIMITED, Change, DomainPolicy, FailureKind, Rate, Reply, ResponseAction, Stage, Trigger
+from spoolmta.model import (
+    UNLIMITED,
+    Answer,
+    Change,
+    Config,
+    DomainPolicy,
+    FailureKind,
+    Rate,
+    Reply,
+    ResponseAction,
+    ResponseRule,
+    Stage,
+    Trigger,
+)
 from spoolmta.response import REMEMBERED, Rules, apply
-from spoolmta.trigger import BUCKETS, Triggers
+from spoolmta.trigger import BUCKETS, Responses, Triggers
 from tests.support.rules import made_up, reply, rule
 
 
@@ -158,3 +171,34 @@ def test_what_cannot_be_read_or_lies_in_the_future_counts_as_nothing() -> None:
     for state in (None, {"counts": 3}, {"counts": {counted.id: {"site": [math.inf, 500.0]}}}, {"counts": {"gone": {}}}):
         triggers.restore(state, [counted], 100.0)
     assert triggers.note(100.0, "site", "", Rules([counted]), counted, "x") is None
+
+
+def responses(*rules: ResponseRule) -> Responses:
+    return Responses(Config(host_name="", spool="", responses=rules, providers={"big": ("mx.example.com",)}), "news")
+
+
+def test_the_rules_of_a_provider_hold_at_its_site_only() -> None:
+    noted = responses(msgspec.structs.replace(rule("too many"), provider="big"))
+    answer = Answer(Stage.RCPT, reply("421 too many"))
+    assert noted.note(1.0, "big", "", answer) is None  # a domain of that name
+    assert noted.note(1.0, "example.com", "", answer) is None
+    fired = noted.note(1.0, "big.rollup", "", answer)
+    assert fired is not None
+    assert fired.text == "421 too many"
+
+
+def test_what_we_made_up_is_not_even_an_answer_of_a_share() -> None:
+    noted = responses(rule("^4", trigger=Trigger(2, 60.0, 0.5)))
+    for _ in range(9):
+        assert noted.note(1.0, "site", "", Answer(Stage.RCPT, made_up("held", FailureKind.HELD))) is None
+    assert noted.note(1.0, "site", "", Answer(Stage.RCPT, reply("421 x"))) is None
+    assert noted.note(1.0, "site", "", Answer(Stage.EOD, reply("250 ok"))) is None
+    assert noted.note(1.0, "site", "", Answer(Stage.RCPT, reply("421 x"))) is not None
+
+
+def test_counts_go_on_after_a_sleep() -> None:
+    counted = rule("x", trigger=Trigger(2, 60.0))
+    before, after = responses(counted), responses(counted)
+    assert before.note(1.0, "site", "", Answer(Stage.RCPT, reply("421 x"))) is None
+    after.restore(msgspec.json.decode(msgspec.json.encode(before.export())), 30.0)
+    assert after.note(31.0, "site", "", Answer(Stage.RCPT, reply("421 x"))) is not None

@@ -269,6 +269,7 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.NO_HOST: ("5.4.4", "routing-errors"),
     FailureKind.EXPIRED: ("4.4.7", "message-expired"),
     FailureKind.UNSENDABLE: ("5.6.7", "content-related"),
+    FailureKind.HELD: ("4.7.0", "policy-related"),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -46,6 +46,18 @@ class FailureKind(enum.Enum):
     NO_HOST = "no usable mail host"
     EXPIRED = "message expired"
     UNSENDABLE = "message cannot be sent to this host"
+    HELD = "held by a response rule"
+
+    __hash__ = object.__hash__
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether something outside showed it. What we made up ourselves (and our own trouble) is not the receiver's
+        doing, so no response rule may look at it: it could quote the reply that fired the rule."""
+        return self not in _MADE_UP
+
+
+_MADE_UP = frozenset({FailureKind.EXPIRED, FailureKind.HELD, FailureKind.LOCAL})
 
 
 class Outcome(enum.Enum):
@@ -222,6 +234,61 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     smtp_data_termination_timeout: float = 600.0
 
 
+class ResponseAction(enum.Enum):
+    """What a response rule does when it fires. BOUNCE_RCPT is for a 4xx to RCPT only."""
+
+    BACKOFF = "backoff"
+    NORMAL = "normal"
+    SKIP_MX = "skip-mx"
+    BOUNCE_QUEUE = "bounce-queue"
+    BOUNCE_RCPT = "bounce-rcpt"
+    DISABLE_SOURCE_IP = "disable-source-ip"
+    DEFER_QUEUE = "defer-queue"
+    PAUSE = "pause"
+    SET = "set"
+
+    __hash__ = object.__hash__
+
+
+class Trigger(Struct, frozen=True):
+    """When a rule that matches fires: at once (period 0), at the `count`-th match within `period` seconds, or when
+    matches are at least `share` (0 to 1) of the answers within `period`, of which there are at least `count`."""
+
+    count: int = 1
+    period: float = 0.0
+    share: float = 0.0
+
+
+AT_ONCE = Trigger()
+
+
+class Change(Struct, frozen=True):
+    """What a rule sets one DomainPolicy field to: `value`, or `factor` of what it is, but not below `floor`."""
+
+    field: str
+    value: Any = None
+    factor: float = 0.0
+    floor: Any = None
+
+
+class ResponseRule(Struct, frozen=True, kw_only=True):
+    """One `[[response]]`. `provider` is the one it is for ("" for all); `reply` holds its patterns as written; no
+    `stages` means every stage; `duration` None: until something else ends it. `id` stays the same when the rule moves
+    to another line or file."""
+
+    id: str
+    reply: tuple[str, ...]
+    stages: tuple[Stage, ...] = ()
+    actions: tuple[ResponseAction, ...] = ()
+    duration: float | None = None
+    trigger: Trigger = AT_ONCE
+    changes: tuple[Change, ...] = ()
+    name: str = ""
+    provider: str = ""
+    file: str = ""
+    line: int = 0
+
+
 class Setting(Struct, frozen=True):
     """One configured value and where it stands."""
 
@@ -247,7 +314,7 @@ class SourceHost(Struct, frozen=True):
 
 class Vmta(Struct, frozen=True, kw_only=True):
     """One VirtualMTA. `max_smtp_out` 0 means no limit over all its queues. `layers` are its domain tables,
-    weak to strong: those of its policy file, then its own."""
+    weak to strong: those of its policy file, then its own; `responses` are its own rules, then its policy file's."""
 
     name: str
     source_hosts: tuple[SourceHost, ...] = ()
@@ -256,6 +323,7 @@ class Vmta(Struct, frozen=True, kw_only=True):
     max_smtp_msg_rate: Rate = UNLIMITED
     max_smtp_data_volume_rate: Rate = UNLIMITED
     layers: tuple[tuple[DomainTable, ...], ...] = ()
+    responses: tuple[ResponseRule, ...] = ()
 
 
 class Source(Struct, frozen=True, kw_only=True):
@@ -300,5 +368,6 @@ class Config(Struct, frozen=True, kw_only=True):
     vmtas: dict[str, Vmta] = {}
     domains: tuple[DomainTable, ...] = ()
     providers: dict[str, tuple[str, ...]] = {}
+    responses: tuple[ResponseRule, ...] = ()
     acct_files: tuple[AcctFile, ...] = ()
     files: tuple[str, ...] = ()

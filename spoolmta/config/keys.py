@@ -6,7 +6,7 @@ of `model`.
 
 from __future__ import annotations
 
-from spoolmta.config import rates, values
+from spoolmta.config import rates, responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
@@ -81,6 +81,15 @@ DOMAIN: dict[str, Kind] = {
 }
 PROVIDER: dict[str, Kind] = {"mx": values.MX_PATTERNS, **DOMAIN}
 """`mx` stands only where the provider is named first, in the global tables."""
+RESPONSE: dict[str, Kind] = {
+    "name": values.TEXT,
+    "reply": responses.PATTERNS,
+    "stage": responses.STAGES,
+    "action": responses.ACTIONS,
+    "for": duration("2h"),
+    "trigger": responses.TRIGGER,
+    "set": responses.changes(DOMAIN, lambda key: field_of(key)),
+}
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,
     "records": subset("r", "d", "b", "t", "tq"),
@@ -97,17 +106,24 @@ TABLES: dict[str, dict[str, Kind]] = {
     "vmta": VMTA,
     "domain": DOMAIN,
     "provider": PROVIDER,
+    "response": RESPONSE,
     "acct-file": ACCT_FILE,
 }
-TABLES_WITHIN: dict[str, tuple[str, ...]] = {"": tuple(TABLES)[1:], "vmta": ("domain", "provider")}
+TABLES_WITHIN: dict[str, tuple[str, ...]] = {
+    "": tuple(TABLES)[1:],
+    "vmta": ("domain", "provider", "response"),
+    "provider": ("response",),
+}
 REQUIRED: dict[str, dict[str, str]] = {
     "": {"host-name": 'host-name = "mta.example.com"'},
     "spool": {"directory": 'directory = "../spool"'},
+    "response": {"reply": r"reply = '^421 .*\[TSS04\]'", "action": 'action = "backoff"'},
     "acct-file": {"path": 'path = "../spool/accounting/acct.csv"'},
 }
 """The keys that have no default, with an example."""
 
 FIELDS: dict[str, str] = {"smtp-source-host": "source_hosts", "directory": "spool"}
+FIELDS |= {"stage": "stages", "action": "actions", "for": "duration", "set": "changes"}
 """Where the field of `model` is not the key with `_` for `-`."""
 
 

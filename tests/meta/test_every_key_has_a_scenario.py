@@ -64,9 +64,13 @@ SCENARIOS = {
     "acct-file.max-size": SOURCES + "test_an_accounting_file_is_moved_when_it_is_old_or_large",
 }
 
+WAITING = {f"response.{key}" for key in ("name", "reply", "stage", "action", "for", "trigger", "set")}
+"""Read and decided (`response`, `trigger`), and not yet done by the scheduler: their scenarios come with that."""
+
 
 def test_every_key_has_an_entry_and_every_entry_a_key() -> None:
-    assert set(SCENARIOS) == set(config.known_keys())
+    assert set(SCENARIOS) | WAITING == set(config.known_keys())
+    assert not set(SCENARIOS) & WAITING
 
 
 @pytest.mark.parametrize("scenario", sorted(set(SCENARIOS.values())))

@@ -39,15 +39,18 @@ class Meter:
                     return pause, (f"max-smtp-{held[4:]}" if owner else held).replace("_", "-") + owner
         return 0.0, ""
 
-    def idle_session(self, group: Group, count: int, now: float) -> tuple[Session | None, float]:
-        """An idle session whose source address may send so many more; else how long until one may (0: there is no
-        idle one)."""
+    def idle_session(self, group: Group, count: int, name: str, now: float) -> tuple[Session | None, float]:
+        """An idle session whose source address may send the message to so many recipients; else how long until one may
+        (0: there is no idle one)."""
         limits = group.site.limits
         if not limits.has_source_rates:
             return (group.idle.pop() if group.idle else None), 0.0
         pauses = [0.0]
         for session in reversed(group.idle):
-            pause = max((limits.wait_at(source, RECIPIENTS, now, count) for source in session.sources), default=0.0)
+            pause = 0.0
+            for source in session.sources:
+                pause = max(pause, limits.wait_at(source, RECIPIENTS, now, count))
+                pause = max(pause, limits.wait_at(source, BYTES, now, entry.size(name)))
             if not pause:
                 group.idle.remove(session)
                 return session, 0.0

@@ -386,7 +386,7 @@ class Scheduler:
                 return []
             if queue.is_limited and self._hold(queue, most, now):
                 continue
-            session, pause = self._meter.idle_session(group, most, now)
+            session, pause = self._meter.idle_session(group, most, name, now)
             if session is None:
                 if pause:
                     self._agenda.arm(now + pause, site)

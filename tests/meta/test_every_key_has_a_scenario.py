@@ -15,6 +15,7 @@ LIMITS = "integration/test_limits_hold.py::"
 REFUSALS = "integration/test_refusals_are_tried_again.py::"
 SOURCES = "integration/test_sources_and_accounting_follow_their_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
+VOLUMES = "integration/test_limits_of_connections_and_volumes.py::"
 ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
 COMMANDS = "integration/test_commands_answer.py::"
@@ -44,6 +45,18 @@ SCENARIOS = {
     "domain.default-smtp-port": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",
     "domain.disable-mx-rollup": ROLLUP + "test_a_domain_that_is_taken_out_has_a_queue_of_its_own",
     "provider.mx": ROLLUP + "test_the_domains_of_a_provider_share_its_limits_and_its_queue",
+    "vmta.max-smtp-msg-rate": VOLUMES + "test_an_address_and_a_vmta_have_rates_of_their_own",
+    "vmta.max-smtp-data-volume-rate": VOLUMES + "test_no_more_bytes_go_out_than_the_volume_allows",
+    "domain.queue-priority": VOLUMES + "test_a_queue_of_higher_priority_gets_the_place_of_a_lower_one",
+    "domain.allow-priority-interruption": VOLUMES + "test_a_queue_that_may_not_be_interrupted_keeps_its_place",
+    "domain.source-ip-max-smtp-out": VOLUMES + "test_an_address_has_no_more_connections_than_it_may",
+    "domain.max-connect-rate": VOLUMES + "test_connections_are_begun_no_faster_than_max_connect_rate",
+    "domain.source-ip-max-connect-rate": VOLUMES
+    + "test_an_address_begins_no_more_connections_than_its_own_rate_and_the_other_takes_over",
+    "domain.smtp-out-rampup-interval": VOLUMES + "test_a_ramp_up_interval_lies_between_two_connections",
+    "domain.source-ip-max-msg-rate": VOLUMES + "test_an_address_and_a_vmta_have_rates_of_their_own",
+    "domain.max-data-volume-rate": VOLUMES + "test_no_more_bytes_go_out_than_the_volume_allows",
+    "domain.source-ip-max-data-volume-rate": VOLUMES + "test_no_more_bytes_go_out_than_the_volume_allows",
     "domain.max-smtp-out": LIMITS + "test_there_are_never_more_connections_to_a_domain_than_max_smtp_out",
     "domain.max-msg-per-connection": LIMITS + "test_a_connection_carries_at_most_max_msg_per_connection",
     "domain.max-rcpt-per-transaction": LIMITS

@@ -123,7 +123,8 @@ class World:
         """What the sink accepted, one record a message (`mail_from`, `recipients`, `source`, `test_id`, ...)."""
         if not self.record_file.exists():
             return []
-        return [json.loads(line) for line in self.record_file.read_text().splitlines()]
+        whole, _, _ = self.record_file.read_text().rpartition("\n")  # the last line may be half there
+        return [json.loads(line) for line in whole.splitlines()]
 
     def stats(self) -> dict[str, Any]:
         """The sink's statistics now."""

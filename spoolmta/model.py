@@ -47,6 +47,8 @@ class FailureKind(enum.Enum):
     EXPIRED = "message expired"
     UNSENDABLE = "message cannot be sent to this host"
     HELD = "held by a response rule"
+    CONDEMNED = "bounced with its queue"
+    DELETED = "deleted by the operator"
 
     __hash__ = object.__hash__
 
@@ -57,7 +59,16 @@ class FailureKind(enum.Enum):
         return self not in _MADE_UP
 
 
-_MADE_UP = frozenset({FailureKind.EXPIRED, FailureKind.HELD, FailureKind.LOCAL})
+_MADE_UP = frozenset(
+    {
+        FailureKind.EXPIRED,
+        FailureKind.HELD,
+        FailureKind.CONDEMNED,
+        FailureKind.DELETED,
+        FailureKind.LOCAL,
+        FailureKind.UNBOUND,
+    }
+)
 
 
 class Outcome(enum.Enum):
@@ -106,11 +117,19 @@ class Failure(Struct, frozen=True):
         return self.text
 
 
+class Ruling(enum.Enum):
+    """What a response rule makes of an answer, whatever it says by itself."""
+
+    DEFER = "defer"
+    BOUNCE = "bounce"
+
+
 class Answer(Struct, frozen=True):
     """What became of one recipient in one transaction. Every recipient gets exactly one."""
 
     stage: Stage
     result: Reply | Failure
+    ruling: Ruling | None = None
 
 
 class Recipient(Struct, frozen=True):

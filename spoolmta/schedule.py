@@ -243,10 +243,15 @@ class Scheduler:
         else:
             self.known.memory.tidy(key, now)
 
-    def defer(self, key: str, now: float, reason: str) -> bool:
-        """Put a site into retry now, as if an attempt had failed."""
+    def policy_of(self, key: str) -> DomainPolicy:
+        """The policy of a site, without what holds of it for now; the defaults for one that has no mail."""
         site = self.sites.get(key)
-        return site is not None and self.known.block(site, now, reason, None)
+        return site.policy if site is not None else DomainPolicy()
+
+    def defer(self, key: str, now: float, reason: str, pause: float | None = None) -> bool:
+        """Put a site into retry now, as if an attempt had failed, or for `pause` seconds."""
+        site = self.sites.get(key)
+        return site is not None and self.known.block(site, now, reason, pause)
 
     def hasten(self, key: str, now: float) -> None:
         """Try a site again now, with all the mail that waits for its time."""

@@ -6,6 +6,9 @@ of `model`.
 
 from __future__ import annotations
 
+import tomllib
+from typing import Any
+
 from spoolmta.config import rates, responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
@@ -140,6 +143,11 @@ def known_keys() -> list[str]:
         for key in kinds
         if table != "provider" or key not in DOMAIN
     ]
+
+
+def parse_setting(field: str, text: str) -> Any:
+    """What `unparse` wrote."""
+    return DOMAIN[field.replace("_", "-")].read(tomllib.loads(f"value = {text}")["value"])
 
 
 def unparse(field: str, value: object) -> str:

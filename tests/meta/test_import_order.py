@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
 PURE = """errors model address pattern config policy entry message bounce verdict response trigger lint record rate
-    condition limits backlog site sources action agenda concurrency metering sessions sites schedule lifecycle
+    condition limits backlog site sources action agenda concurrency metering sessions sites schedule reaction lifecycle
     smtp.wire smtp.client""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
     transport opener control""".split()

@@ -54,7 +54,7 @@ def signal(state: Condition, policy: DomainPolicy, what: str, now: float) -> Non
     elif what == "enable":
         condition.enable_source(state, now, "192.0.2.1", "the operator")
     elif what == "halve":
-        condition.set_limit(state, now, Override("max_smtp_out", now + 70, "a rule", factor=0.5, floor=2))
+        condition.set_limit(state, now, Override("max_smtp_out", now + 70, "a rule", factor=0.5, floor="2"))
 
 
 @given(policies, st.lists(st.tuples(signals, st.floats(0, 500)), max_size=30))
@@ -144,9 +144,9 @@ def test_a_complaint_during_recovery_begins_anew() -> None:
 def test_a_limit_is_set_to_a_value_or_a_factor_with_a_floor_and_returns() -> None:
     policy = DomainPolicy(max_smtp_out=20, max_msg_rate=Rate(100, 60))
     state = Condition()
-    condition.set_limit(state, NOW, Override("max_smtp_out", NOW + 10, "a rule", value=3))
-    condition.set_limit(state, NOW, Override("max_msg_rate", FOREVER, "a rule", factor=0.01, floor=Rate(600, 3600)))
+    condition.set_limit(state, NOW, Override("max_smtp_out", NOW + 10, "a rule", value="3"))
+    condition.set_limit(state, NOW, Override("max_msg_rate", FOREVER, "a rule", factor=0.01, floor='"600/h"'))
     force = condition.in_force(policy, state)
-    assert (force.max_smtp_out, force.max_msg_rate) == (3, Rate(600, 3600))
+    assert (force.max_smtp_out, force.max_msg_rate) == (3, Rate(10, 60))
     condition.tick(state, policy, NOW + 10)
     assert condition.in_force(policy, state).max_smtp_out == 20

@@ -242,7 +242,7 @@ def test_a_limit_that_a_rule_sets_counts_from_then_on() -> None:
     before = len(story.sent)
     assert before == 1000
     state = story.scheduler.known.condition_of("site")
-    condition.set_limit(state, story.now, Override("max_msg_rate", story.now + 120, "a rule", value=Rate(12, 60)))
+    condition.set_limit(state, story.now, Override("max_msg_rate", story.now + 120, "a rule", value='"12/m"'))
     story.scheduler.changed("site", story.now)
     story.feed("a.test", 1000)
     story.run(60)

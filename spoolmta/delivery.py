@@ -78,11 +78,11 @@ class Delivery:
         self._chance = random.Random()
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta)
-        self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
         self._scheduler = Scheduler(self._vmta.max_smtp_out)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._configure(config)
+        self._ledger = Ledger(config, self._policy, layout.root, page, row, self._partition, self._add)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
@@ -194,7 +194,7 @@ class Delivery:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
         self._configure(config)
-        self._ledger.reconfigure(config.acct_files)
+        self._ledger.reconfigure(config, self._policy)
         policies = {key: self._policy(key) for key in self._scheduler.sites}
         self._scheduler.reconfigure(self._vmta.max_smtp_out, policies)
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
@@ -249,7 +249,7 @@ class Delivery:
         if not self._ledger.write():
             self._wake_at(self._now() + 1.0)
             return False
-        if self._partition.waiting_since is not None:
+        if self._ledger.is_waiting:
             self._wake_at(self._now() + SYNC_AFTER)
         return True
 
@@ -264,7 +264,7 @@ class Delivery:
                 continue
             parts = hint.split("/")
             if len(parts) == 3:
-                self._add(parts[0], parts[2], now)
+                self._add(parts[0], parts[2])
         if hints:
             self._active_at = now
             self._request_turn()
@@ -279,10 +279,10 @@ class Delivery:
             self._scheduler.add(domain, name, due, now)
         self._next_scan = now + max(0.25, 20 * (self._now() - now))
 
-    def _add(self, domain: str, name: str, now: float) -> None:
+    def _add(self, domain: str, name: str) -> None:
         due = self._partition.add(domain, name)
         if due is not None:
-            self._scheduler.add(domain, name, due, now)
+            self._scheduler.add(domain, name, due, self._now())
 
     # Performing actions
 

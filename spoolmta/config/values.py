@@ -86,6 +86,18 @@ def read_path(value: object) -> str:
     return value
 
 
+def _read_author(value: object) -> str:
+    """A From header that every reader takes: ASCII, one line, with an address in it."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or len(value) > 500:
+        raise wrong('a From header in ASCII, like "Mail Delivery <postmaster@example.com>"', value)
+    try:
+        (given,) = address.listed(value)
+        address.split(given)
+    except ValueError:
+        raise wrong('a From header with one address, like "Mail Delivery <postmaster@example.com>"', value) from None
+    return value
+
+
 def _read_user(value: object) -> str:
     if not isinstance(value, str) or not _USER.fullmatch(value):
         raise wrong('the name of a user of this machine, like "spoolmta"', value)
@@ -166,6 +178,16 @@ def duration(example: str = "4d12h", is_zero_allowed: bool = False, most: float 
         return seconds
 
     return Kind(read, _write_duration)
+
+
+def duration_or_never(example: str) -> Kind:
+    """A duration above zero, or "never", which is infinity."""
+    positive = duration(example)
+
+    def read(value: object) -> float:
+        return math.inf if value == "never" else float(positive.read(value))
+
+    return Kind(read, lambda value: '"never"' if value == math.inf else _write_duration(value))
 
 
 def parse_duration(text: str) -> float:
@@ -402,6 +424,7 @@ def _write_host(host: Host) -> str:
 TEXT = Kind(_read_text)
 USER = Kind(_read_user)
 FLAG = Kind(_read_flag)
+AUTHOR = Kind(_read_author)
 HOST_NAME = Kind(read_host_name)
 RATE = Kind(_read_rate, _write_rate)
 SCHEDULE = Kind(_read_schedule, _write_schedule)

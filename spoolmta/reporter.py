@@ -1,0 +1,230 @@
+"""What a delivery process tells senders: writes the DSNs that `notify` asks for, and settles no failed recipient before
+its DSN is safe.
+
+| a recipient | its row and journal line | its DSN is in the queue |
+|---|---|---|
+| failed, and a DSN is due | after the sync that made the DSN durable | one sync later |
+| delivered, and SUCCESS was asked for | in the turn that read the reply: it must not be sent again | the same |
+| delayed | none | the same |
+
+No sync is made for it: a DSN waits for the next one, as removals do (the ledger makes one after a quarter of a second
+if nobody does). Killed before the lines, the recipients are tried again and their DSN is written again, the first one
+having never been accepted; killed behind them, the next process puts it into the queue. A full disk keeps the DSN here
+and the entry where it is; with MAX_UNWRITTEN of them nothing more is sent until there is room.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from spoolmta import accounting, bounce, dsn, entry, message, notify, record
+from spoolmta.dsn import Fact, Report
+from spoolmta.model import Answer, Config, DomainPolicy, Outcome, Recipient, Reply, Source, Struct
+from spoolmta.notify import Action
+from spoolmta.opener import Ends
+from spoolmta.spool.outbox import SOURCE, Outbox, Staged
+from spoolmta.spool.partition import Loaded, Partition
+
+log = logging.getLogger("spoolmta")
+
+MAX_UNWRITTEN = 1000
+TRY_AGAIN_NS = 1_000_000_000
+
+
+class Ended(Struct, frozen=True):
+    """A recipient that is done, and what ended it; `row` is written with its journal line."""
+
+    recipient: Recipient
+    answer: Answer
+    outcome: Outcome
+    row: list[str]
+
+
+class _Waiting(Struct, frozen=True):
+    """A DSN that is not durable yet, and what is written down when it is. `since` is when it was whole (monotonic
+    nanoseconds)."""
+
+    staged: Staged
+    since: int
+    recipient: str
+    domain: str
+    loaded: Loaded
+    ended: Sequence[Ended]
+
+
+class _Unwritten(Struct, frozen=True):
+    """A DSN for which the disk had no room."""
+
+    id: str
+    data: bytes
+    recipient: str
+    domain: str
+    loaded: Loaded
+    ended: Sequence[Ended]
+
+
+class Reporter:
+    """The DSNs of one VMTA. `policy` gives the policy of a domain; `on_queued` hears of DSNs that are in the queue."""
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Callable[[str], DomainPolicy],
+        partition: Partition,
+        on_queued: Callable[[str, str], None],
+    ) -> None:
+        self._config, self._policy = config, policy
+        self._partition = partition
+        self._outbox = Outbox(partition.layout, partition, on_queued)
+        self._waiting: deque[_Waiting] = deque()
+        self._unwritten: deque[_Unwritten] = deque()
+        self._try_again_at = 0
+        self._clock = accounting.Clock()
+
+    def __repr__(self) -> str:
+        return f"Reporter({len(self._waiting)} waiting, {len(self._unwritten)} unwritten)"
+
+    def reconfigure(self, config: Config, policy: Callable[[str], DomainPolicy]) -> None:
+        self._config, self._policy = config, policy
+
+    def recover(self, rows: accounting.Log) -> None:
+        """Carry on with the DSNs that a dead process left."""
+        for staged, recipient in self._outbox.recover():
+            rows.write(self._receipt(staged.id, recipient))
+
+    # What is due
+
+    def action(self, loaded: Loaded, recipient: Recipient, outcome: Outcome, esmtp: str) -> Action | None:
+        """The DSN that the end of a recipient asks for. `esmtp` is what the host offered, a comma list."""
+        has_dsn = outcome is Outcome.DELIVERED and "DSN" in esmtp.split(",")
+        found = notify.action(loaded.parsed.envelope.sender, recipient.notify, outcome, next_hop_has_dsn=has_dsn)
+        if found is None or self._source(loaded).suppress_local_dsn:
+            return None
+        return found
+
+    def _source(self, loaded: Loaded) -> Source:
+        name = loaded.name.source or "pickup"
+        return self._config.sources.get(name) or Source(name=name)
+
+    def report(self, action: Action, loaded: Loaded, domain: str, ends: Ends, ended: Sequence[Ended]) -> None:
+        """Write one DSN for recipients of an entry that ended in the same way in one transaction. Where it settles them
+        (they failed), the entry is held and their rows and lines wait for it."""
+        facts = tuple(_fact(one.recipient, one.answer, ends) for one in ended)
+        self._write(action, loaded, domain, facts, ended if action is Action.FAILED else ())
+
+    def _write(
+        self, action: Action, loaded: Loaded, domain: str, facts: tuple[Fact, ...], ended: Sequence[Ended]
+    ) -> None:
+        id_ = self._outbox.make_id()
+        data = dsn.file_of(self._compose(action, loaded, domain, facts, id_))
+        recipient = loaded.parsed.envelope.sender
+        if ended:
+            self._partition.hold(domain, loaded.name.id)
+        without_bytes = msgspec.structs.replace(loaded, data=b"", recipients=[])
+        self._unwritten.append(_Unwritten(id_, data, recipient, domain, without_bytes, ended))
+        if len(self._unwritten) == 1:
+            self._stage_all()
+
+    def _compose(self, action: Action, loaded: Loaded, domain: str, facts: tuple[Fact, ...], id_: str) -> Report:
+        parsed = loaded.parsed
+        envelope = parsed.envelope
+        wanted = notify.returns_content(action, envelope.ret, self._source(loaded).dsn_return_default)
+        # A message far above the limit is not made ready for the wire once more only to be left out.
+        whole = wanted and len(loaded.data) - parsed.start <= dsn.MAX_RETURNED
+        return Report(
+            action=action,
+            host=self._config.host_name,
+            sender=envelope.sender,
+            id=id_,
+            original_id=loaded.name.id,
+            boundary=f"{os.urandom(12).hex()}.report",
+            now=time.time(),
+            arrived=entry.received(loaded.name.id),
+            facts=facts,
+            content=message.content(loaded.data if whole else loaded.data[: parsed.body], parsed),
+            returns_content=whole,
+            envid=envelope.envid,
+            author=self._config.custom_dsn_from_header,
+            format=self._policy(domain).dsn_format,
+        )
+
+    # On its way
+
+    def _stage_all(self) -> None:
+        """Write to disk what is there to be written, the oldest first."""
+        while self._unwritten:
+            one = self._unwritten[0]
+            try:
+                staged = self._outbox.stage(one.id, one.data, one.recipient, settles=bool(one.ended))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                if not self._try_again_at:
+                    log.error("a delivery status notification cannot be written: %s; waiting for room", error.strerror)
+                self._try_again_at = time.monotonic_ns() + TRY_AGAIN_NS
+                return
+            self._unwritten.popleft()
+            self._try_again_at = 0
+            since = time.monotonic_ns()
+            self._waiting.append(_Waiting(staged, since, one.recipient, one.domain, one.loaded, one.ended))
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._waiting or self._unwritten)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether so many DSNs wait for room on the disk that no more recipients may fail."""
+        return len(self._unwritten) >= MAX_UNWRITTEN
+
+    @property
+    def waiting_since(self) -> int | None:
+        """Since when (monotonic nanoseconds) the oldest DSN waits for a sync."""
+        return self._waiting[0].since if self._waiting else None
+
+    def write(self) -> None:
+        """Once a second, try to write what the disk had no room for."""
+        if self._unwritten and time.monotonic_ns() >= self._try_again_at:
+            self._stage_all()
+
+    def settle(self, synced: int, rows: accounting.Log) -> bool:
+        """A sync that began at `synced` is done: accept the DSNs it made durable and settle their recipients, all to be
+        written in this turn. Whether there were any."""
+        found = False
+        while self._waiting and self._waiting[0].since < synced:
+            found = True
+            one = self._waiting.popleft()
+            rows.write(self._receipt(one.staged.id, one.recipient))
+            self._outbox.accept(one.staged)
+            for ended in one.ended:
+                rows.write(ended.row)
+                self._partition.settle(one.loaded, ended.recipient, ended.outcome)
+            if one.ended:
+                self._partition.release(one.domain, one.loaded.name.id)
+        return found
+
+    def _receipt(self, id_: str, recipient: str) -> list[str]:
+        now = self._clock.text(time.time())
+        return record.receipt_row(now, "", Recipient(recipient, ""), SOURCE, self._partition.vmta, "", "", id_)
+
+
+def _fact(recipient: Recipient, answer: Answer, ends: Ends) -> Fact:
+    result = answer.result
+    is_reply = isinstance(result, Reply)
+    status = bounce.status_of(result) if isinstance(result, Reply) else bounce.status_of_failure(result.kind)
+    return Fact(
+        address=recipient.address,
+        status=status,
+        said=str(result),
+        is_reply=is_reply,
+        attempted=time.time(),
+        mta=ends.host,
+        orcpt=recipient.orcpt,
+    )

@@ -140,6 +140,7 @@ class Delivery:
                 self._scan_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
+            self._ledger.remind(now)
             if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
                 self.leave(False)
                 return

@@ -21,6 +21,7 @@ from spoolmta.errors import SpoolError
 from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Struct
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
+from spoolmta.reminder import Reminder
 from spoolmta.reporter import Ended, Reporter
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool.partition import Loaded, Partition
@@ -63,6 +64,7 @@ class Ledger:
     ) -> None:
         self._page, self._row, self._partition = page, row, partition
         self._reporter = Reporter(config, policy, partition, on_queued)
+        self._reminder = Reminder(config, policy, partition, self._reporter)
         self.log = accounting.Log(config.acct_files, page, row)
         self._committer = disk.Committer(root)
         self._root = root
@@ -92,10 +94,13 @@ class Ledger:
                 delivered = delivered or outcome is Outcome.DELIVERED
                 if recipient.notify or outcome is not Outcome.DELIVERED:
                     action = self._reporter.action(loaded, recipient, outcome, way.esmtp)
+                    self._reminder.forget(loaded.name.id, recipient)
                 if action is not None:
                     reported.setdefault(action, []).append(Ended(recipient, answer, outcome, row))
                 if action is not Action.FAILED:
                     self._partition.settle(loaded, recipient, outcome)
+            elif recipient.notify:
+                self._reminder.deferred(loaded, recipient, answer.result, way.ends.host, time.time())
             if action is not Action.FAILED:
                 self.log.write(row)
         for action, ended in reported.items():
@@ -130,9 +135,14 @@ class Ledger:
 
     def note_queue_failure(self, result: Reply | Failure, ends: Ends, site: str) -> None:
         """A `tq` row: an attempt of a whole queue failed."""
-        vmta = self._partition.vmta
-        logged = self._logged.text(time.time())
+        vmta, now = self._partition.vmta, time.time()
+        logged = self._logged.text(now)
+        self._reminder.queue_failed(site, result, ends.host, now)
         self.log.write(record.queue_row(logged, result, ends.host, ends.source, ends.address, vmta, f"{site}/{vmta}"))
+
+    def remind(self, now: float) -> None:
+        """Tell senders of delayed mail, where it is time and they asked for it."""
+        self._reminder.remind(now)
 
     @property
     def is_settled(self) -> bool:
@@ -194,6 +204,7 @@ class Ledger:
 
     def reconfigure(self, config: Config, policy: Callable[[str], DomainPolicy]) -> None:
         self._reporter.reconfigure(config, policy)
+        self._reminder.reconfigure(config, policy)
         self.log.reconfigure(config.acct_files)
         self._shares_sync = self._lies_with_the_log()
 

@@ -26,7 +26,7 @@ import msgspec
 
 from spoolmta import accounting, bounce, dsn, entry, message, notify, record
 from spoolmta.dsn import Fact, Report
-from spoolmta.model import Answer, Config, DomainPolicy, Outcome, Recipient, Reply, Source, Struct
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Source, Struct
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
 from spoolmta.spool.outbox import SOURCE, Outbox, Staged
@@ -47,27 +47,31 @@ class Ended(Struct, frozen=True):
     row: list[str]
 
 
-class _Waiting(Struct, frozen=True):
-    """A DSN that is not durable yet, and what is written down when it is. `since` is when it was whole (monotonic
-    nanoseconds)."""
+class _Subject(Struct, frozen=True):
+    """Whom a DSN goes to and what is noted when it is durable: `ended` recipients of the entry, or (`times`) that
+    its sender was told of a delay."""
 
-    staged: Staged
-    since: int
     recipient: str
     domain: str
     loaded: Loaded
-    ended: Sequence[Ended]
+    ended: Sequence[Ended] = ()
+    times: int = 0
 
 
 class _Unwritten(Struct, frozen=True):
-    """A DSN for which the disk had no room."""
+    """A DSN for which the disk has had no room yet."""
 
     id: str
     data: bytes
-    recipient: str
-    domain: str
-    loaded: Loaded
-    ended: Sequence[Ended]
+    subject: _Subject
+
+
+class _Waiting(Struct, frozen=True):
+    """A DSN that is not durable yet. `since` is when it was whole (monotonic nanoseconds)."""
+
+    staged: Staged
+    since: int
+    subject: _Subject
 
 
 class Reporter:
@@ -105,9 +109,11 @@ class Reporter:
         """The DSN that the end of a recipient asks for. `esmtp` is what the host offered, a comma list."""
         has_dsn = outcome is Outcome.DELIVERED and "DSN" in esmtp.split(",")
         found = notify.action(loaded.parsed.envelope.sender, recipient.notify, outcome, next_hop_has_dsn=has_dsn)
-        if found is None or self._source(loaded).suppress_local_dsn:
-            return None
-        return found
+        return found if found is not None and self.tells(loaded) else None
+
+    def tells(self, loaded: Loaded) -> bool:
+        """Whether the source of an entry wants its senders told at all."""
+        return not self._source(loaded).suppress_local_dsn
 
     def _source(self, loaded: Loaded) -> Source:
         name = loaded.name.source or "pickup"
@@ -116,19 +122,30 @@ class Reporter:
     def report(self, action: Action, loaded: Loaded, domain: str, ends: Ends, ended: Sequence[Ended]) -> None:
         """Write one DSN for recipients of an entry that ended in the same way in one transaction. Where it settles them
         (they failed), the entry is held and their rows and lines wait for it."""
-        facts = tuple(_fact(one.recipient, one.answer, ends) for one in ended)
+        now = time.time()
+        facts = tuple(fact(one.recipient, one.answer.result, ends.host, now) for one in ended)
+        if action is Action.FAILED:
+            self._partition.hold(domain, loaded.name.id)
         self._write(action, loaded, domain, facts, ended if action is Action.FAILED else ())
 
+    def report_delay(self, loaded: Loaded, domain: str, facts: tuple[Fact, ...], times: int) -> None:
+        """Write the DSN that says, for the so-manieth time, that recipients of an entry still wait."""
+        self._write(Action.DELAYED, loaded, domain, facts, times=times)
+
     def _write(
-        self, action: Action, loaded: Loaded, domain: str, facts: tuple[Fact, ...], ended: Sequence[Ended]
+        self,
+        action: Action,
+        loaded: Loaded,
+        domain: str,
+        facts: tuple[Fact, ...],
+        ended: Sequence[Ended] = (),
+        times: int = 0,
     ) -> None:
         id_ = self._outbox.make_id()
         data = dsn.file_of(self._compose(action, loaded, domain, facts, id_))
-        recipient = loaded.parsed.envelope.sender
-        if ended:
-            self._partition.hold(domain, loaded.name.id)
         without_bytes = msgspec.structs.replace(loaded, data=b"", recipients=[])
-        self._unwritten.append(_Unwritten(id_, data, recipient, domain, without_bytes, ended))
+        subject = _Subject(loaded.parsed.envelope.sender, domain, without_bytes, ended, times)
+        self._unwritten.append(_Unwritten(id_, data, subject))
         if len(self._unwritten) == 1:
             self._stage_all()
 
@@ -162,7 +179,8 @@ class Reporter:
         while self._unwritten:
             one = self._unwritten[0]
             try:
-                staged = self._outbox.stage(one.id, one.data, one.recipient, settles=bool(one.ended))
+                settles = bool(one.subject.ended or one.subject.times)
+                staged = self._outbox.stage(one.id, one.data, one.subject.recipient, settles=settles)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -172,8 +190,7 @@ class Reporter:
                 return
             self._unwritten.popleft()
             self._try_again_at = 0
-            since = time.monotonic_ns()
-            self._waiting.append(_Waiting(staged, since, one.recipient, one.domain, one.loaded, one.ended))
+            self._waiting.append(_Waiting(staged, time.monotonic_ns(), one.subject))
 
     @property
     def is_idle(self) -> bool:
@@ -201,22 +218,28 @@ class Reporter:
         while self._waiting and self._waiting[0].since < synced:
             found = True
             one = self._waiting.popleft()
-            rows.write(self._receipt(one.staged.id, one.recipient))
-            self._outbox.accept(one.staged)
-            for ended in one.ended:
-                rows.write(ended.row)
-                self._partition.settle(one.loaded, ended.recipient, ended.outcome)
-            if one.ended:
-                self._partition.release(one.domain, one.loaded.name.id)
+            self._settle(one.staged, one.subject, rows)
         return found
+
+    def _settle(self, staged: Staged, subject: _Subject, rows: accounting.Log) -> None:
+        entry_id = subject.loaded.name.id
+        rows.write(self._receipt(staged.id, subject.recipient))
+        self._outbox.accept(staged)
+        for ended in subject.ended:
+            rows.write(ended.row)
+            self._partition.settle(subject.loaded, ended.recipient, ended.outcome)
+        if subject.ended:
+            self._partition.release(subject.domain, entry_id)
+        if subject.times:
+            self._partition.tell(subject.domain, entry_id, subject.times)
 
     def _receipt(self, id_: str, recipient: str) -> list[str]:
         now = self._clock.text(time.time())
         return record.receipt_row(now, "", Recipient(recipient, ""), SOURCE, self._partition.vmta, "", "", id_)
 
 
-def _fact(recipient: Recipient, answer: Answer, ends: Ends) -> Fact:
-    result = answer.result
+def fact(recipient: Recipient, result: Reply | Failure, mta: str, when: float, until: float = 0.0) -> Fact:
+    """What a reply or a failure, of the host `mta`, says of a recipient that is tried again `until` then, if at all."""
     is_reply = isinstance(result, Reply)
     status = bounce.status_of(result) if isinstance(result, Reply) else bounce.status_of_failure(result.kind)
     return Fact(
@@ -224,7 +247,8 @@ def _fact(recipient: Recipient, answer: Answer, ends: Ends) -> Fact:
         status=status,
         said=str(result),
         is_reply=is_reply,
-        attempted=time.time(),
-        mta=ends.host,
+        attempted=when,
+        mta=mta,
         orcpt=recipient.orcpt,
+        retry_until=until,
     )

@@ -86,7 +86,9 @@ class Partition:
         self._lock = lock
         self._journal = Journal(layout.journal(vmta))
         self._known: dict[str, set[str]] = {}
-        self._settled = {id_: set(addresses) for id_, addresses in journal.read(self._journal.path).settled.items()}
+        record = journal.read(self._journal.path)
+        self._settled = {id_: set(addresses) for id_, addresses in record.settled.items()}
+        self._told = record.told
         self._lines: list[str] = []
         self._after_flush: list[tuple[str, Callable[[], None]]] = []
         self._pending: deque[_Pending] = deque()
@@ -121,6 +123,7 @@ class Partition:
         """After the first scan: what the journal says of entries that are not there any more need not be kept."""
         living = {entry.entry_id(name) for names in self._known.values() for name in names}
         self._settled = {id_: addresses for id_, addresses in self._settled.items() if id_ in living}
+        self._told = {id_: times for id_, times in self._told.items() if id_ in living}
 
     def add(self, domain: str, name: str) -> int | None:
         """Make an entry known (from a scan or a hint); its due time, or None if it was known or is no entry."""
@@ -225,6 +228,21 @@ class Partition:
 
         self._after_flush.append((entry_id, action))
 
+    def told(self, domain: str, entry_id: str) -> int:
+        """How often the sender was told that an entry is delayed."""
+        return self._told.get(entry_id, {}).get(f"@{domain}", 0)
+
+    def tell(self, domain: str, entry_id: str, times: int) -> None:
+        """Note that the sender was told so many times."""
+        self._told.setdefault(entry_id, {})[f"@{domain}"] = times
+        self._lines.append(journal.told_line(entry_id, domain, times))
+
+    def idle_entries(self) -> list[tuple[str, str]]:
+        """The entries that are known and about which nothing waits to be written: (domain, name)."""
+        busy = {pending.entry_id for pending in self._pending} | {id_ for id_, _ in self._after_flush}
+        busy |= {id_ for _, id_ in self._held}
+        return [(d, n) for d, names in self._known.items() for n in names if entry.entry_id(n) not in busy]
+
     def hold(self, domain: str, entry_id: str) -> None:
         """Leave an entry where it is, whatever is decided of it, until `release`: some of its recipients are settled
         only when the report of it is durable."""
@@ -320,7 +338,8 @@ class Partition:
         """Compact the journal when it has grown long."""
         if self._journal.is_long and not self._lines:
             pending = {pending.entry_id for pending in self._pending} | {id_ for id_, _ in self._after_flush}
-            self._journal.compact(pending | {id_ for _, id_ in self._held} | self._settled.keys())
+            held = {id_ for _, id_ in self._held}
+            self._journal.compact(pending | held | self._settled.keys() | self._told.keys())
 
     def sync_journal(self) -> None:
         self._journal.sync()
@@ -337,7 +356,11 @@ class Partition:
                 del self._known[domain]
 
     def _forget_addresses(self, entry_id: str, domain: str) -> None:
-        """What is settled of a message in one domain; its entries in other domains may still wait."""
+        """What is known of a message in one domain; its entries in other domains may still wait."""
+        if entry_id in self._told:
+            self._told[entry_id].pop(f"@{domain}", None)
+            if not self._told[entry_id]:
+                del self._told[entry_id]
         rest = {address for address in self._settled.pop(entry_id, ()) if journal.folder(address) != domain}
         if rest:
             self._settled[entry_id] = rest

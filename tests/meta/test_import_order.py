@@ -14,7 +14,7 @@ PURE = """errors model address config policy entry message bounce verdict record
     smtp.wire smtp.client""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.outbox spool.audit accounting
     resolver transport opener control""".split()
-PROCESSES = "process state arrivals reporter ledger pickup delivery supervisor".split()
+PROCESSES = "process state arrivals reporter reminder ledger pickup delivery supervisor".split()
 TOOLS = "sink_script sink_session sink testdns demo".split()
 FACE = "cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]

@@ -29,8 +29,9 @@ MAX_RETURNED = 50_000
 MAX_TEXT = 2000
 """Characters of a reply that are told."""
 _WIDTH = 76
-_HARD_WIDTH = 200
-"""Where there is no space to fold at. No line may be longer than 998 octets (RFC 5322 section 2.1.1)."""
+_HARD_WIDTH = 900
+"""Octets, where there is no space to fold at: no line may be longer than 998 (RFC 5322 section 2.1.1). An address is
+always shorter, so none is cut."""
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -129,9 +130,10 @@ def fold(line: str) -> str:
     for word in re.split(r"(?<=[^ ])(?= )", line):
         if lines[-1].strip() and len(lines[-1]) + len(word) > _WIDTH and word.strip():
             lines.append("")
-        while len(word) > _HARD_WIDTH:
-            lines[-1] += word[:_HARD_WIDTH]
-            word = " " + word[_HARD_WIDTH:]
+        while len(word.encode("utf-8", "replace")) > _HARD_WIDTH:
+            cut = _HARD_WIDTH if word.isascii() else _HARD_WIDTH // 4
+            lines[-1] += word[:cut]
+            word = " " + word[cut:]
             lines.append("")
         lines[-1] += word
     return "\r\n".join(lines).rstrip(" ")
@@ -209,7 +211,7 @@ def _words(report: Report, is_utf8: bool) -> bytes:
         elif fact.retry_until:
             lines.append(f"    It is tried until {date(fact.retry_until)}.")
         lines.append("")
-    lines.append(f"It was accepted here at {date(report.arrived)}, as {report.original_id}.")
+    lines += [f"It was accepted here at {date(report.arrived)}", f"as {report.original_id}."]
     return _encode("\r\n".join(lines) + "\r\n")
 
 
@@ -217,7 +219,7 @@ def _said(fact: Fact, is_utf8: bool) -> list[str]:
     said = safe(fact.said, is_utf8=is_utf8)
     if not said:
         return []
-    mta = safe(fact.mta, is_utf8=is_utf8)
+    mta = safe(fact.mta[:255])
     who = (f"The host {mta} said:" if mta else "The receiving host said:") if fact.is_reply else "The reason:"
     indent = "        "
     quoted = textwrap.wrap(said, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
@@ -261,7 +263,7 @@ def _recipient_block(report: Report, fact: Fact, is_utf8: bool) -> list[str]:
     if address := safe(_from_xtext(address), is_utf8=is_utf8):
         lines.insert(0, f"Original-Recipient: {kind}; {address}")
     if fact.mta and fact.is_reply:
-        lines.append(f"Remote-MTA: dns; {safe(fact.mta, is_utf8=is_utf8)}")
+        lines.append(f"Remote-MTA: dns; {safe(fact.mta[:255])}")
     if said := safe(fact.said, is_utf8=is_utf8):
         lines.append(f"Diagnostic-Code: {'smtp' if fact.is_reply else 'X-Spoolmta'}; {_closed(said)}")
     lines.append(f"Last-Attempt-Date: {date(fact.attempted)}")

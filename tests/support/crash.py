@@ -25,6 +25,7 @@ import setproctitle
 
 from spoolmta import control, delivery, disk, journal, state, supervisor
 from spoolmta.errors import UnavailableError
+from spoolmta.ledger import Ledger
 from spoolmta.spool import audit
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition
@@ -151,6 +152,18 @@ def _remove_before_sync() -> None:
     Partition.flush = remove_at_once  # type: ignore[method-assign]
 
 
+def _settle_before_report() -> None:
+    """Failed recipients are settled in the turn that read the reply, however safe their report is."""
+    settle = Ledger.settle
+
+    def settle_at_once(self: Ledger, *arguments: Any) -> Any:
+        done = settle(self, *arguments)
+        self._reporter.settle(1 << 62, self.log)
+        return done
+
+    Ledger.settle = settle_at_once  # type: ignore[method-assign]
+
+
 def _compact_always() -> None:
     """Journals are compacted at every occasion, and occasions are frequent."""
     journal.COMPACT_AT = 1
@@ -172,6 +185,7 @@ def _fall_asleep_slowly() -> None:
 MUTATIONS = {
     "no-sync": _no_sync,
     "remove-before-sync": _remove_before_sync,
+    "settle-before-report": _settle_before_report,
     "compact-always": _compact_always,
     "fall-asleep-slowly": _fall_asleep_slowly,
 }

@@ -207,6 +207,41 @@ def test_a_sender_who_asks_is_told_of_a_delay_every_notify_of_delay_every(tmp_pa
         assert len(kept(outside)) <= 1 + (kept_time(outside) / 2)
 
 
+def test_a_delay_is_told_of_also_where_the_host_is_down(tmp_path: Path) -> None:
+    down = '[domain."down.test"]\nsmtp-hosts = ["[127.0.0.2]:1"]\nretry-after = "1h"\nnotify-of-delay-every = "2s"\n'
+    with world(tmp_path) as outside, outside.mta(ON + down) as mta:
+        drop(mta, "x@down.test NOTIFY=DELAY", sender="author@home.test")
+        mta.wait_for(lambda: len(kept(outside)) >= 1)
+        report = kept(outside)[0]
+        _, one = fields(report)
+        assert (one["action"], one["status"]) == ("delayed", "4.4.1")
+        assert one["diagnostic-code"].startswith("X-Spoolmta; ")
+        assert "remote-mta" not in one
+
+
+def test_a_deferred_recipient_beside_a_failed_one_is_tried_again_and_the_failed_one_is_not(tmp_path: Path) -> None:
+    refused, busy = "x--550@a.test", "once-451-y@a.test"
+    with world(tmp_path) as outside, outside.mta(ON) as mta:
+        drop(mta, refused, busy, sender="author@home.test")
+        settle(mta, refused, busy, "author@home.test")
+        assert [row["type"] for row in to(mta, refused)] == ["b"]
+        assert [row["type"] for row in to(mta, busy)] == ["t", "d"]
+        assert [all_failures(report)[1] for report in kept(outside)] == [{refused.encode()}]
+
+
+def test_a_message_that_fails_in_many_transactions_is_settled_when_all_its_reports_are_safe(tmp_path: Path) -> None:
+    refused = [f"x{number}--550@a.test" for number in range(3)]
+    more = ON + '[domain."a.test"]\nmax-rcpt-per-transaction = 1\n'
+    with world(tmp_path) as outside, outside.mta(more) as mta:
+        drop(mta, *refused, "fine@a.test", sender="author@home.test")
+        settle(mta, *refused, "fine@a.test")
+        mta.wait_for(lambda: len(kept(outside)) == 3)
+        found = [all_failures(report)[1] for report in kept(outside)]
+        assert sorted(found, key=sorted) == [{address.encode()} for address in refused]
+        mta.stop()
+        assert mta.audit()["balanced"]
+
+
 def kept_time(outside: World) -> float:
     """Seconds from the sending of the delayed mail to the newest report."""
     newest = kept(outside)[-1]

@@ -262,6 +262,7 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.LOST: ("4.4.2", "bad-connection"),
     FailureKind.PROTOCOL: ("4.5.0", "protocol-errors"),
     FailureKind.LOCAL: ("4.3.5", "bad-configuration"),
+    FailureKind.UNBOUND: ("4.3.5", "bad-configuration"),
     FailureKind.DNS_TEMPORARY: ("4.4.3", "routing-errors"),
     FailureKind.NO_DOMAIN: ("5.1.2", "bad-domain"),
     FailureKind.NULL_MX: ("5.1.10", "bad-domain"),

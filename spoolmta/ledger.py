@@ -14,15 +14,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 
 from spoolmta import accounting, disk, entry, record, verdict
 from spoolmta.errors import SpoolError
-from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Struct
+from spoolmta.model import Answer, Config, Failure, Outcome, Recipient, Reply, Struct
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
 from spoolmta.reminder import Reminder
-from spoolmta.reporter import Ended, Reporter
+from spoolmta.reporter import Ended, Owner, Reporter
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool.partition import Loaded, Partition
 
@@ -40,31 +39,29 @@ _COUNTED = {
 
 
 class Way(Struct, frozen=True):
-    """How a transaction went out: both ends, what the host offered, the size sent, the queue's domain."""
+    """How a transaction went out: both ends, what the host offered, the size sent, the site."""
 
     ends: Ends
     esmtp: str
     size: int
-    domain: str
+    site: str
 
 
 class Ledger:
-    """The accounting log, the journal, the reports and the removals of one VMTA, in their order. `policy` gives the
-    policy of a domain; `on_queued` hears of reports that have become entries: (domain, name)."""
+    """The accounting log, the journal, the reports and the removals of one VMTA, in their order."""
 
     def __init__(
         self,
         config: Config,
-        policy: Callable[[str], DomainPolicy],
+        owner: Owner,
         root: str,
         page: Page,
         row: Row,
         partition: Partition,
-        on_queued: Callable[[str, str], None],
     ) -> None:
         self._page, self._row, self._partition = page, row, partition
-        self._reporter = Reporter(config, policy, partition, on_queued)
-        self._reminder = Reminder(config, policy, partition, self._reporter)
+        self._reporter = Reporter(config, owner, partition)
+        self._reminder = Reminder(config, owner, partition, self._reporter)
         self.log = accounting.Log(config.acct_files, page, row)
         self._committer = disk.Committer(root)
         self._root = root
@@ -104,7 +101,7 @@ class Ledger:
             if action is not Action.FAILED:
                 self.log.write(row)
         for action, ended in reported.items():
-            self._reporter.report(action, loaded, way.domain, way.ends, ended)
+            self._reporter.report(action, loaded, ended[0].recipient.domain, way.ends, ended)
         if delivered:
             self._row.add(Cell.BYTES, way.size)
         self._row.add(Cell.MESSAGES, 1)
@@ -127,7 +124,7 @@ class Ledger:
             vmta,
             envelope.job if name.job != "0" else "",  # intake has decided whether x-job counts
             envelope.envid,
-            f"{way.domain}/{vmta}",
+            f"{way.site}/{vmta}",
             name.pool,
             name.id,
             name.attempts + 1,
@@ -202,9 +199,9 @@ class Ledger:
             self.log.sync()
         return began
 
-    def reconfigure(self, config: Config, policy: Callable[[str], DomainPolicy]) -> None:
-        self._reporter.reconfigure(config, policy)
-        self._reminder.reconfigure(config, policy)
+    def reconfigure(self, config: Config) -> None:
+        self._reporter.reconfigure(config)
+        self._reminder.reconfigure(config)
         self.log.reconfigure(config.acct_files)
         self._shares_sync = self._lies_with_the_log()
 

@@ -39,6 +39,7 @@ class FailureKind(enum.Enum):
     UNREACHABLE = "unreachable"
     PROTOCOL = "protocol error"
     LOCAL = "local trouble"
+    UNBOUND = "source address cannot be bound"
     DNS_TEMPORARY = "temporary DNS failure"
     NO_DOMAIN = "domain does not exist"
     NULL_MX = "domain accepts no mail"
@@ -160,7 +161,7 @@ class EntryName(Struct, frozen=True):
 
 
 class Rate(Struct, frozen=True):
-    """At most `count` recipients in any window of `period` seconds; `count` is `math.inf` for unlimited."""
+    """At most `count` recipients (connections, bytes) in any window of `period` seconds; `math.inf` for unlimited."""
 
     count: float
     period: float = 1.0
@@ -179,17 +180,39 @@ class Host(Struct, frozen=True):
 class DomainPolicy(Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
-    Durations are seconds, infinity for never. `smtp_hosts` are preference levels, best first; empty means MX lookup.
+    Durations are seconds, `math.inf` for never; volumes are bytes. `source_ip_...` are (network, limit), each for every
+    address within. `smtp_hosts` are preference levels, best first; empty means MX lookup.
     A list of durations is a schedule: the i-th failure waits for its i-th value, the last one repeats.
     """
 
     smtp_hosts: tuple[tuple[Host, ...], ...] = ()
     default_smtp_port: int = 25
+    disable_mx_rollup: bool = False
+    queue_priority: int = 50
+    allow_priority_interruption: bool = True
     max_smtp_out: int = 20
+    backoff_max_smtp_out: int = 20
+    source_ip_max_smtp_out: tuple[tuple[str, int], ...] = ()
+    max_connect_rate: Rate = UNLIMITED
+    backoff_max_connect_rate: Rate = UNLIMITED
+    source_ip_max_connect_rate: tuple[tuple[str, Rate], ...] = ()
+    smtp_out_rampup_interval: float = 0.0
     max_msg_per_connection: int = 0
     max_rcpt_per_transaction: int = 1000
     max_msg_rate: Rate = UNLIMITED
+    backoff_max_msg_rate: Rate = UNLIMITED
+    source_ip_max_msg_rate: tuple[tuple[str, Rate], ...] = ()
+    max_data_volume_rate: Rate = UNLIMITED
+    backoff_max_data_volume_rate: Rate = UNLIMITED
+    source_ip_max_data_volume_rate: tuple[tuple[str, Rate], ...] = ()
     retry_after: tuple[float, ...] = (600.0,)
+    backoff_retry_after: tuple[float, ...] = (3600.0,)
+    backoff_to_normal_after: float = math.inf
+    backoff_to_normal_after_delivery: bool = False
+    backoff_recovery_interval: float = 0.0
+    backoff_upon_all_sources_disabled: bool = False
+    reenable_source_ip_after: float = math.inf
+    retry_upon_new_mail: bool = False
     retry_recipients_after: tuple[float, ...] = (600.0,)
     bounce_after: float = 388_800.0
     notify_of_delay_every: float = 14_400.0
@@ -210,7 +233,8 @@ class Setting(Struct, frozen=True):
 
 
 class DomainTable(Struct, frozen=True):
-    """One `[domain."PATTERN"]` table: only what was written. `settings` is keyed by `DomainPolicy` field name."""
+    """One `[domain."PATTERN"]` table: only what was written. `settings` is keyed by `DomainPolicy` field name.
+    A `[provider.NAME]` table is one too; its pattern is `provider NAME`."""
 
     pattern: str
     settings: dict[str, Setting]
@@ -231,6 +255,8 @@ class Vmta(Struct, frozen=True, kw_only=True):
     source_hosts: tuple[SourceHost, ...] = ()
     host_name: str = ""
     max_smtp_out: int = 0
+    max_smtp_msg_rate: Rate = UNLIMITED
+    max_smtp_data_volume_rate: Rate = UNLIMITED
     layers: tuple[tuple[DomainTable, ...], ...] = ()
 
 
@@ -262,7 +288,8 @@ CopyMode = Literal["auto", "always", "never"]
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """The whole configuration: one immutable value. Paths are absolute."""
+    """The whole configuration: one immutable value. Paths are absolute. `domains` are the global domain and provider
+    tables, `providers` the MX patterns of each provider."""
 
     host_name: str
     spool: str
@@ -277,5 +304,6 @@ class Config(Struct, frozen=True, kw_only=True):
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
     domains: tuple[DomainTable, ...] = ()
+    providers: dict[str, tuple[str, ...]] = {}
     acct_files: tuple[AcctFile, ...] = ()
     files: tuple[str, ...] = ()

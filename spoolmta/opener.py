@@ -40,20 +40,29 @@ class NotOpened(Struct, frozen=True):
     @property
     def is_ours(self) -> bool:
         """Whether the trouble is on our side: the receiver must not be blamed."""
-        return isinstance(self.failure, Failure) and self.failure.kind is FailureKind.LOCAL
+        return isinstance(self.failure, Failure) and self.failure.kind in (FailureKind.LOCAL, FailureKind.UNBOUND)
+
+    @property
+    def unbound(self) -> str:
+        """The source address that could not be bound, if that was it."""
+        is_unbound = isinstance(self.failure, Failure) and self.failure.kind is FailureKind.UNBOUND
+        return self.ends.source if is_unbound else ""
 
 
 class Opener:
-    """Opens sessions for one VMTA: its addresses take turns, per connection."""
+    """Opens sessions for one VMTA."""
 
     def __init__(self, vmta: Vmta, host_name: str, resolver: Resolver) -> None:
         self._vmta = vmta
         self._host_name = host_name
         self.resolver = resolver
-        self._turn = 0
+        self._names = {host.address: host for host in vmta.source_hosts}
 
-    async def open(self, domain: str, policy: DomainPolicy, on_lost: Callable[[], None]) -> Opened | NotOpened:
-        """Try the domain's hosts in order, and their addresses; the first that greets us well."""
+    async def open(
+        self, domain: str, policy: DomainPolicy, sources: tuple[str, ...], on_lost: Callable[[], None]
+    ) -> Opened | NotOpened:
+        """Try the domain's hosts in order, and their addresses, from the source of their IP version (from whatever the
+        system chooses if there is none at all); the first that greets us well."""
         result = NotOpened(Failure(FailureKind.NO_HOST, f"no usable host for {domain}"), Ends())
         try:
             route = await self.resolver.route(domain, policy)
@@ -61,7 +70,7 @@ class Opener:
             return NotOpened(error.failure, Ends())
         tries = 0
         for host in route.hosts:
-            addresses = await self.resolver.addresses(host.name, self._families())
+            addresses = await self.resolver.addresses(host.name, _families(sources))
             if isinstance(addresses, Failure):
                 result = NotOpened(addresses, Ends(host.name))
                 continue
@@ -69,17 +78,16 @@ class Opener:
                 tries += 1
                 if tries > MAX_CONNECTS:
                     return result
-                attempt = await self._try(host, address, policy, on_lost)
+                attempt = await self._try(host, address, self._source(sources, address), policy, on_lost)
                 if isinstance(attempt, Opened):
                     return attempt
                 result = attempt
         return result
 
     async def _try(
-        self, host: Host, address: str, policy: DomainPolicy, on_lost: Callable[[], None]
+        self, host: Host, address: str, source: SourceHost, policy: DomainPolicy, on_lost: Callable[[], None]
     ) -> Opened | NotOpened:
         loop = asyncio.get_running_loop()
-        source = self._choose_source(address)
         connection = Connection(loop, timeouts(policy), on_lost)
         port = host.port or policy.default_smtp_port
         try:
@@ -99,20 +107,15 @@ class Opener:
             return NotOpened(result.answer.result, ends)
         return Opened(connection, ends, result)
 
-    def _choose_source(self, address: str) -> SourceHost:
-        """The next of the VMTA's addresses of the destination's family."""
-        wants_v6 = ":" in address
-        fitting = [host for host in self._vmta.source_hosts if (":" in host.address) == wants_v6]
-        if not fitting:
-            return SourceHost("")
-        self._turn += 1
-        return fitting[self._turn % len(fitting)]
+    def _source(self, sources: tuple[str, ...], address: str) -> SourceHost:
+        """The source of the destination's IP version."""
+        fitting = [source for source in sources if (":" in source) == (":" in address)]
+        return self._names.get(fitting[0], SourceHost(fitting[0])) if fitting else SourceHost("")
 
-    def _families(self) -> frozenset[int]:
-        """The IP versions this VMTA can send from; without addresses of its own, whatever the system has."""
-        if not self._vmta.source_hosts:
-            return frozenset((4, 6))
-        return frozenset(6 if ":" in host.address else 4 for host in self._vmta.source_hosts)
+
+def _families(sources: tuple[str, ...]) -> frozenset[int]:
+    """The IP versions of the sources; without any, whatever the system has."""
+    return frozenset(6 if ":" in source else 4 for source in sources) or frozenset((4, 6))
 
 
 def timeouts(policy: DomainPolicy) -> dict[Stage, float]:

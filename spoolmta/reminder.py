@@ -8,12 +8,12 @@ anybody wants one. How often a sender was told stands in the journal, so neither
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from spoolmta import entry, notify
 from spoolmta.dsn import Fact
 from spoolmta.model import Config, DomainPolicy, DomainTable, Failure, Recipient, Reply, Struct
-from spoolmta.reporter import Reporter, fact
+from spoolmta.reporter import Owner, Reporter, fact
 from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition
 
 log = logging.getLogger("spoolmta")
@@ -36,18 +36,15 @@ class _Said(Struct, frozen=True):
 class Reminder:
     """The notices of one VMTA's delayed mail."""
 
-    def __init__(
-        self, config: Config, policy: Callable[[str], DomainPolicy], partition: Partition, reporter: Reporter
-    ) -> None:
-        self._partition, self._reporter = partition, reporter
+    def __init__(self, config: Config, owner: Owner, partition: Partition, reporter: Reporter) -> None:
+        self._owner, self._partition, self._reporter = owner, partition, reporter
         self._recipients: dict[tuple[str, str], _Said] = {}
         self._sites: dict[str, _Said] = {}
         self._round: Iterator[tuple[str, str]] | None = None
         self._round_began = self._last_round = self._next_round = 0.0
-        self.reconfigure(config, policy)
+        self.reconfigure(config)
 
-    def reconfigure(self, config: Config, policy: Callable[[str], DomainPolicy]) -> None:
-        self._policy = policy
+    def reconfigure(self, config: Config) -> None:
         vmta = config.vmtas.get(self._partition.vmta)
         layers = [config.domains, *(vmta.layers if vmta else ())]
         shortest = min([DomainPolicy().notify_of_delay_every, *(_intervals(layers))])
@@ -93,7 +90,7 @@ class Reminder:
 
     def _is_due(self, domain: str, name: str) -> bool:
         """Whether the time for a notice has come since the last round (after a start: ever)."""
-        every = self._policy(domain).notify_of_delay_every
+        every = self._owner.policy(domain).notify_of_delay_every
         try:
             received = entry.received(name)
         except ValueError:
@@ -112,7 +109,7 @@ class Reminder:
             return False
         sender = loaded.parsed.envelope.sender
         asking = [one for one in loaded.recipients if notify.wants_delays(sender, one.notify)]
-        policy = self._policy(domain)
+        policy = self._owner.policy(domain)
         received = entry.received(name)
         times = notify.delays(received, self._round_began, policy.notify_of_delay_every)
         if not asking or not self._reporter.tells(loaded) or times <= self._partition.told(domain, loaded.name.id):
@@ -123,7 +120,7 @@ class Reminder:
         return True
 
     def _fact(self, loaded: Loaded, domain: str, recipient: Recipient, until: float, now: float) -> Fact:
-        said = self._recipients.get((loaded.name.id, recipient.address)) or self._sites.get(domain)
+        said = self._recipients.get((loaded.name.id, recipient.address)) or self._sites.get(self._owner.site_of(domain))
         if said is None:
             return Fact(
                 address=recipient.address,

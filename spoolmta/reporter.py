@@ -74,19 +74,22 @@ class _Waiting(Struct, frozen=True):
     subject: _Subject
 
 
-class Reporter:
-    """The DSNs of one VMTA. `policy` gives the policy of a domain; `on_queued` hears of DSNs that are in the queue."""
+class Owner(Struct, frozen=True):
+    """The process a DSN is written in: the policy and the site of a domain, and who hears of DSNs that have become
+    entries (domain, name)."""
 
-    def __init__(
-        self,
-        config: Config,
-        policy: Callable[[str], DomainPolicy],
-        partition: Partition,
-        on_queued: Callable[[str, str], None],
-    ) -> None:
-        self._config, self._policy = config, policy
+    policy: Callable[[str], DomainPolicy]
+    site_of: Callable[[str], str]
+    on_queued: Callable[[str, str], None]
+
+
+class Reporter:
+    """The DSNs of one VMTA."""
+
+    def __init__(self, config: Config, owner: Owner, partition: Partition) -> None:
+        self._config, self._owner = config, owner
         self._partition = partition
-        self._outbox = Outbox(partition.layout, partition, on_queued)
+        self._outbox = Outbox(partition.layout, partition, owner.on_queued)
         self._waiting: deque[_Waiting] = deque()
         self._unwritten: deque[_Unwritten] = deque()
         self._try_again_at = 0
@@ -95,8 +98,8 @@ class Reporter:
     def __repr__(self) -> str:
         return f"Reporter({len(self._waiting)} waiting, {len(self._unwritten)} unwritten)"
 
-    def reconfigure(self, config: Config, policy: Callable[[str], DomainPolicy]) -> None:
-        self._config, self._policy = config, policy
+    def reconfigure(self, config: Config) -> None:
+        self._config = config
 
     def recover(self, rows: accounting.Log) -> None:
         """Carry on with the DSNs that a dead process left."""
@@ -169,7 +172,7 @@ class Reporter:
             returns_content=whole,
             envid=envelope.envid,
             author=self._config.custom_dsn_from_header,
-            format=self._policy(domain).dsn_format,
+            format=self._owner.policy(domain).dsn_format,
         )
 
     # On its way

@@ -15,7 +15,7 @@ from spoolmta import accounting, dsn
 from spoolmta.model import Answer, Config, DomainPolicy, Outcome, Reply, Stage
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
-from spoolmta.reporter import Ended, Reporter
+from spoolmta.reporter import Ended, Owner, Reporter
 from spoolmta.shared import Page
 from spoolmta.spool.partition import Loaded, Partition
 from tests.support.spool_kit import Spool, fill, reap, small_disk
@@ -31,9 +31,8 @@ class Desk:
         self.spool, self.partition = spool, partition
         self.queued: list[tuple[str, str]] = []
         self.rows = accounting.Log((), page := Page(8), page.row("test"))
-        self.reporter = Reporter(
-            CONFIG, lambda _: DomainPolicy(), partition, lambda *found: self.queued.append(found)
-        )  # fmt: skip
+        owner = Owner(lambda _: DomainPolicy(), lambda domain: domain, lambda *found: self.queued.append(found))
+        self.reporter = Reporter(CONFIG, owner, partition)
 
     def load(self) -> tuple[str, str, Loaded]:
         ((domain, name, _),) = self.partition.scan()

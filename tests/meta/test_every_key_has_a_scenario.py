@@ -15,6 +15,7 @@ LIMITS = "integration/test_limits_hold.py::"
 REFUSALS = "integration/test_refusals_are_tried_again.py::"
 SOURCES = "integration/test_sources_and_accounting_follow_their_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
+ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
 TOLD = "integration/test_senders_are_told.py::"
 COMMANDS = "integration/test_commands_answer.py::"
@@ -45,6 +46,8 @@ SCENARIOS = {
     "vmta.policy": COMMANDS + "test_check_reads_included_files_and_policies_and_says_ok",
     "domain.smtp-hosts": WAY + "test_when_the_first_level_of_smtp_hosts_is_down_the_second_is_used",
     "domain.default-smtp-port": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",
+    "domain.disable-mx-rollup": ROLLUP + "test_a_domain_that_is_taken_out_has_a_queue_of_its_own",
+    "provider.mx": ROLLUP + "test_the_domains_of_a_provider_share_its_limits_and_its_queue",
     "domain.max-smtp-out": LIMITS + "test_there_are_never_more_connections_to_a_domain_than_max_smtp_out",
     "domain.max-msg-per-connection": LIMITS + "test_a_connection_carries_at_most_max_msg_per_connection",
     "domain.max-rcpt-per-transaction": LIMITS

@@ -10,8 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address config policy entry message bounce verdict record notify dsn rate site schedule lifecycle
-    smtp.wire smtp.client""".split()
+PURE = """errors model address config policy entry message bounce verdict record notify dsn rate condition limits
+    backlog site sources action agenda concurrency metering sessions sites schedule lifecycle smtp.wire
+    smtp.client""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.outbox spool.audit accounting
     resolver transport opener control""".split()
 PROCESSES = "process state arrivals reporter reminder ledger pickup delivery supervisor".split()

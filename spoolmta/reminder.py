@@ -23,6 +23,8 @@ LOOKS = 2000
 """Names looked at in one slice: about a millisecond."""
 LOADS = 50
 """Entries opened in one slice."""
+SITES = 10_000
+"""Sites whose last failure is remembered; a notice without one only says less."""
 
 
 class _Said(Struct, frozen=True):
@@ -59,6 +61,8 @@ class Reminder:
 
     def queue_failed(self, site: str, result: Reply | Failure, mta: str, now: float) -> None:
         """An attempt of a whole queue failed."""
+        if len(self._sites) >= SITES:
+            self._sites.clear()
         self._sites[site] = _Said(result, mta, now)
 
     def forget(self, entry_id: str, recipient: Recipient) -> None:

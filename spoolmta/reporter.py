@@ -132,7 +132,7 @@ class Reporter:
         self._write(action, loaded, domain, facts, ended if action is Action.FAILED else ())
 
     def report_delay(self, loaded: Loaded, domain: str, facts: tuple[Fact, ...], times: int) -> None:
-        """Write the DSN that says, for the so-manieth time, that recipients of an entry still wait."""
+        """Write the DSN that says that recipients of an entry still wait; `times` is the number of this notice."""
         self._write(Action.DELAYED, loaded, domain, facts, times=times)
 
     def _write(

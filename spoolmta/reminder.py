@@ -1,8 +1,9 @@
 """Tells senders of mail that still waits, where they asked for it (NOTIFY=DELAY), every notify-of-delay-every.
 
-By time and not by attempts: when a receiver is down its mail is not even tried. In rounds over the names of all entries
-a slice in each turn of house-keeping; only an entry that is old enough for its next notice is opened to see whether
-anybody wants one. How often a sender was told stands in the journal, so neither a restart nor a crash tells it again.
+By time and not by attempts: when a receiver is down its mail is not even tried. In rounds over the names of all
+entries, a slice in each turn of house-keeping: only an entry that is old enough for its next notice is opened, to see
+whether anybody wants one. How often a sender was told stands in the journal, so neither a restart nor a crash tells it
+again.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Reminder:
                 return False
             self._next_round = now + self._every
             self._last_round, self._round_began = self._round_began, now
-            self._round = iter(self._partition.idle_entries())
+            self._round = self._partition.entries()
         loads, notices = 0, False
         for _ in range(LOOKS):
             found = next(self._round, None)
@@ -103,6 +104,8 @@ class Reminder:
         return due > 0 and due > notify.delays(received, self._last_round, every)
 
     def _look_at(self, domain: str, name: str, now: float) -> bool:
+        if self._partition.is_done(domain, name):
+            return False
         try:
             loaded = self._partition.load(domain, name)
         except (NotReady, OSError):

@@ -93,6 +93,7 @@ class Partition:
         self._after_flush: list[tuple[str, Callable[[], None]]] = []
         self._pending: deque[_Pending] = deque()
         self._held: dict[tuple[str, str], _Hold] = {}
+        self._done: set[tuple[str, str]] = set()
 
     def __repr__(self) -> str:
         return f"Partition({self.vmta}, known={self.known}, pending={len(self._pending)}, lines={len(self._lines)})"
@@ -182,7 +183,9 @@ class Partition:
             disk.remove(self.place(domain, name))
             self._forget(domain, name)
             self._forget_addresses(entry.entry_id(name), domain)
+            self._done.discard((domain, name))
 
+        self._done.add((domain, name))
         self._after_lines(domain, name, action)
 
     def defer(self, domain: str, name: str, due: int, done: list[Recipient], then: Callable[[str], None]) -> None:
@@ -237,11 +240,15 @@ class Partition:
         self._told.setdefault(entry_id, {})[f"@{domain}"] = times
         self._lines.append(journal.told_line(entry_id, domain, times))
 
-    def idle_entries(self) -> list[tuple[str, str]]:
-        """The entries that are known and about which nothing waits to be written: (domain, name)."""
-        busy = {pending.entry_id for pending in self._pending} | {id_ for id_, _ in self._after_flush}
-        busy |= {id_ for _, id_ in self._held}
-        return [(d, n) for d, names in self._known.items() for n in names if entry.entry_id(n) not in busy]
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """The entries that are known, (domain, name): who takes long over it gets some that are gone by then."""
+        for domain in tuple(self._known):
+            for name in tuple(self._known.get(domain, ())):
+                yield domain, name
+
+    def is_done(self, domain: str, name: str) -> bool:
+        """Whether all recipients of an entry are settled, and it only waits to be removed."""
+        return (domain, name) in self._done
 
     def hold(self, domain: str, entry_id: str) -> None:
         """Leave an entry where it is, whatever is decided of it, until `release`: some of its recipients are settled

@@ -15,6 +15,7 @@ from spoolmta import accounting, dsn
 from spoolmta.model import Answer, Config, DomainPolicy, Outcome, Reply, Stage
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
+from spoolmta.reminder import Reminder
 from spoolmta.reporter import Ended, Owner, Reporter
 from spoolmta.shared import Page
 from spoolmta.spool.partition import Loaded, Partition
@@ -31,8 +32,9 @@ class Desk:
         self.spool, self.partition = spool, partition
         self.queued: list[tuple[str, str]] = []
         self.rows = accounting.Log((), page := Page(8), page.row("test"))
-        owner = Owner(lambda _: DomainPolicy(), lambda domain: domain, lambda *found: self.queued.append(found))
-        self.reporter = Reporter(CONFIG, owner, partition)
+        self.reminder: Reminder | None = None
+        self.owner = Owner(lambda _: DomainPolicy(), lambda domain: domain, lambda *found: self.queued.append(found))
+        self.reporter = Reporter(CONFIG, self.owner, partition)
 
     def load(self) -> tuple[str, str, Loaded]:
         ((domain, name, _),) = self.partition.scan()
@@ -215,3 +217,42 @@ def test_a_huge_message_is_not_returned(tmp_path: Path) -> None:
         found.report(Action.FAILED, domain, loaded)
         (report,) = spool.files("queue", "one", ".dsn")
         assert report.stat().st_size < dsn.MAX_RETURNED
+
+
+HOUR = 3600.0
+
+
+def notices(found: Desk, hours: float, *, is_new: bool = False) -> int:
+    """The notices that a whole round writes so many hours from now; they are durable then."""
+    if is_new or found.reminder is None:
+        found.reminder = Reminder(CONFIG, found.owner, found.partition, found.reporter)
+    before = len(found.spool.files("queue", "one", ".dsn")) + len(found.queued)
+    for _ in range(3):
+        found.reminder.remind(time.time() + hours * HOUR)
+    found.sync()
+    reap(found.partition)
+    return len(found.spool.files("queue", "one", ".dsn")) + len(found.queued) - before
+
+
+def test_a_delay_is_told_of_once_in_each_interval_also_by_the_next_process(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.take("x@a.test NOTIFY=DELAY")
+    spool.take("y@a.test NOTIFY=FAILURE")
+    with desk(spool) as found:
+        assert len(list(found.partition.scan())) == 2
+        assert [notices(found, hours) for hours in (1, 3.9, 4.1, 5, 7.9, 8.1)] == [0, 0, 1, 0, 0, 1]
+        assert notices(found, 8.2, is_new=True) == 0
+    with desk(spool) as found:
+        list(found.partition.scan())
+        assert [notices(found, hours) for hours in (8.3, 11.9, 17)] == [0, 0, 1]
+        spool.check_balance(5, queued=5)
+
+
+def test_mail_that_only_waits_to_be_removed_is_not_called_delayed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.take("x@a.test NOTIFY=DELAY")
+    with desk(spool) as found:
+        domain, name, loaded = found.load()
+        found.partition.settle(loaded, loaded.recipients[0], Outcome.DELIVERED)
+        found.partition.remove(domain, name)
+        assert notices(found, 5) == 0

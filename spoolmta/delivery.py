@@ -26,6 +26,7 @@ from spoolmta.ledger import Ledger, Way
 from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Reply, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
+from spoolmta.reporter import Owner
 from spoolmta.resolver import Resolver, Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
@@ -81,12 +82,13 @@ class Delivery:
         self._chance = random.Random()
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta)
-        self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
         self._rates = state.Rates(layout.rates(vmta), time.time())
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._configure(config)
+        owner = Owner(self._policy, self._scheduler.site_of, self._add)
+        self._ledger = Ledger(config, owner, layout.root, page, row, self._partition)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
@@ -149,6 +151,7 @@ class Delivery:
                 self._scan_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
+            self._ledger.remind(now)
             if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
                 self.leave(False)
                 return
@@ -205,7 +208,7 @@ class Delivery:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
         self._configure(config)
-        self._ledger.reconfigure(config.acct_files)
+        self._ledger.reconfigure(config)
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._request_turn()
@@ -259,7 +262,7 @@ class Delivery:
         if not self._ledger.write():
             self._wake_at(self._now() + 1.0)
             return False
-        if self._partition.waiting_since is not None:
+        if self._ledger.is_waiting:
             self._wake_at(self._now() + SYNC_AFTER)
         return True
 
@@ -274,7 +277,7 @@ class Delivery:
                 continue
             parts = hint.split("/")
             if len(parts) == 3:
-                self._add(parts[0], parts[2], now)
+                self._add(parts[0], parts[2])
         if hints:
             self._active_at = now
             self._request_turn()
@@ -289,10 +292,10 @@ class Delivery:
             self._scheduler.add(domain, name, due, now)
         self._next_scan = now + max(0.25, 20 * (self._now() - now))
 
-    def _add(self, domain: str, name: str, now: float) -> None:
+    def _add(self, domain: str, name: str) -> None:
         due = self._partition.add(domain, name)
         if due is not None:
-            self._scheduler.add(domain, name, due, now)
+            self._scheduler.add(domain, name, due, self._now())
 
     # Performing actions
 

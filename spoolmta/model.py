@@ -246,6 +246,8 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     retry_upon_new_mail: bool = False
     retry_recipients_after: tuple[float, ...] = (600.0,)
     bounce_after: float = 388_800.0
+    notify_of_delay_every: float = 14_400.0
+    dsn_format: Literal["standard", "plain-text"] = "standard"
     connection_idle_timeout: float = 0.0
     connect_timeout: float = 120.0
     smtp_greeting_timeout: float = 300.0
@@ -356,6 +358,8 @@ class Source(Struct, frozen=True, kw_only=True):
     allowed_virtual_mta: tuple[str, ...] = ()
     pickup: str = ""
     max_message_size: int = 50_000_000
+    suppress_local_dsn: bool = False
+    dsn_return_default: Literal["full", "headers"] = "headers"
 
 
 class AcctFile(Struct, frozen=True, kw_only=True):
@@ -377,6 +381,7 @@ class Config(Struct, frozen=True, kw_only=True):
     host_name: str
     spool: str
     user: str = ""
+    custom_dsn_from_header: str = ""
     sleep_after: float = 60.0
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
     min_free_space: int = 500_000_000

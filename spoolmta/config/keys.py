@@ -18,6 +18,7 @@ PATH = Kind(values.read_path)
 GLOBAL: dict[str, Kind] = {
     "host-name": values.HOST_NAME,
     "user": values.USER,
+    "custom-dsn-from-header": values.AUTHOR,
     "sleep-after": duration("1m", is_zero_allowed=True),
     "event-loop": choice("uvloop", "asyncio"),
     "include": values.TEXTS,
@@ -36,6 +37,8 @@ SOURCE: dict[str, Kind] = {
     "allowed-virtual-mta": values.NAMES,
     "pickup": PATH,
     "max-message-size": size(1),
+    "suppress-local-dsn": values.FLAG,
+    "dsn-return-default": choice("full", "headers"),
 }
 VMTA: dict[str, Kind] = {
     "smtp-source-host": values.SOURCE_HOSTS,
@@ -76,6 +79,8 @@ DOMAIN: dict[str, Kind] = {
     "retry-upon-new-mail": values.FLAG,
     "retry-recipients-after": values.SCHEDULE,
     "bounce-after": duration("4d12h"),
+    "notify-of-delay-every": rates.DURATION_OR_NEVER,
+    "dsn-format": choice("standard", "plain-text"),
     "connection-idle-timeout": duration("5s", is_zero_allowed=True, most=600),
     "connect-timeout": duration("2m"),
     "smtp-greeting-timeout": duration("5m"),

@@ -83,6 +83,18 @@ def read_path(value: object) -> str:
     return value
 
 
+def _read_author(value: object) -> str:
+    """A From header that every reader takes: ASCII, one line, with an address in it."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or len(value) > 500:
+        raise wrong('a From header in ASCII, like "Mail Delivery <postmaster@example.com>"', value)
+    try:
+        (given,) = address.listed(value)
+        address.split(given)
+    except ValueError:
+        raise wrong('a From header with one address, like "Mail Delivery <postmaster@example.com>"', value) from None
+    return value
+
+
 def _read_user(value: object) -> str:
     if not isinstance(value, str) or not _USER.fullmatch(value):
         raise wrong('the name of a user of this machine, like "spoolmta"', value)
@@ -387,6 +399,7 @@ def _write_host(host: Host) -> str:
 TEXT = Kind(_read_text)
 USER = Kind(_read_user)
 FLAG = Kind(_read_flag)
+AUTHOR = Kind(_read_author)
 HOST_NAME = Kind(read_host_name)
 SCHEDULE = Kind(_read_schedule, _write_schedule)
 PORT = number(25, 1, 65_535)

@@ -18,11 +18,13 @@ WAY = "integration/test_mail_finds_its_way.py::"
 VOLUMES = "integration/test_limits_of_connections_and_volumes.py::"
 ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
+TOLD = "integration/test_senders_are_told.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
     "host-name": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "user": SOURCES + "test_started_as_root_it_becomes_the_user",
+    "custom-dsn-from-header": TOLD + "test_a_report_may_be_plain_text_from_an_author_of_ones_own",
     "sleep-after": SLEEP + "test_a_process_leaves_when_idle_and_comes_back_with_new_mail",
     "event-loop": SLEEP + "test_both_event_loops_do_the_work",
     "include": COMMANDS + "test_check_reads_included_files_and_policies_and_says_ok",
@@ -37,6 +39,8 @@ SCENARIOS = {
     "source.allowed-virtual-mta": SOURCES + "test_mail_may_choose_a_vmta_that_its_source_allows",
     "source.pickup": SOURCES + "test_a_source_has_its_own_folder_and_may_ignore_what_its_mail_asks_for",
     "source.max-message-size": SOURCES + "test_a_message_above_max_message_size_is_refused",
+    "source.suppress-local-dsn": TOLD + "test_a_source_may_want_no_reports",
+    "source.dsn-return-default": TOLD + "test_the_whole_message_goes_back_where_it_is_asked_for_and_not_too_large",
     "vmta.smtp-source-host": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.host-name": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.max-smtp-out": LIMITS + "test_there_are_never_more_connections_of_a_vmta_than_its_max_smtp_out",
@@ -65,6 +69,8 @@ SCENARIOS = {
     "domain.retry-after": REFUSALS + "test_the_last_pause_of_a_list_repeats",
     "domain.retry-recipients-after": REFUSALS + "test_the_last_pause_of_a_list_repeats",
     "domain.bounce-after": REFUSALS + "test_a_recipient_deferred_for_longer_than_bounce_after_bounces_as_expired",
+    "domain.notify-of-delay-every": TOLD + "test_a_sender_who_asks_is_told_of_a_delay_every_notify_of_delay_every",
+    "domain.dsn-format": TOLD + "test_a_report_may_be_plain_text_from_an_author_of_ones_own",
     "domain.connection-idle-timeout": LIMITS
     + "test_a_connection_is_used_for_many_messages_and_closed_after_its_idle_timeout",
     "domain.connect-timeout": REFUSALS + "test_a_connection_that_is_not_made_is_given_up_after_connect_timeout",

@@ -62,6 +62,8 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "max_msg_rate": rates,
     "retry_after": schedules,
     "retry_recipients_after": schedules,
+    "notify_of_delay_every": durations | st.just(math.inf),
+    "dsn_format": st.sampled_from(["standard", "plain-text"]),
     "connection_idle_timeout": st.integers(0, 600).map(float),
 }
 settled = st.sampled_from(DomainPolicy.__struct_fields__).flatmap(

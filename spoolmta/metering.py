@@ -22,10 +22,12 @@ class Meter:
     def __repr__(self) -> str:
         return f"Meter({self.whole})"
 
+    def is_free(self, site: Site) -> bool:
+        """Whether no rate holds at a site at all: most of the time, and the road of every message."""
+        return site.limits.is_unlimited and self.whole.is_unlimited
+
     def at_once(self, site: Site, count: int) -> int:
         """How many of so many recipients may ever go at once: a message to more than a rate allows goes in parts."""
-        if site.limits.is_unlimited and self.whole.is_unlimited:
-            return count
         return math.floor(min(site.limits.most(RECIPIENTS), self.whole.most(RECIPIENTS), count))
 
     def pause(self, site: Site, count: int, name: str, now: float) -> tuple[float, str]:
@@ -62,13 +64,15 @@ class Meter:
         session.sent += 1
         session.queue = queue
         queue.active += 1
+        if queue.own_limiter is not None:
+            queue.own_limiter.take(now, count)
+        if self.is_free(session.group.site):
+            return
         for limits in (session.group.site.limits, self.whole):
             if not limits.is_unlimited:
                 limits.take(RECIPIENTS, now, count, session.sources)
                 session.taken, session.size = now, entry.size(name)
                 limits.take(BYTES, now, session.size, session.sources)
-        if queue.own_limiter is not None:
-            queue.own_limiter.take(now, count)
 
     def let_go(self, session: Session, now: float, delivered: bool) -> Queue | None:
         """The session's message is done, whatever became of it; its queue, if it had one."""

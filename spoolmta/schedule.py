@@ -352,7 +352,7 @@ class Scheduler:
     def _serve_site(self, site: Site, now: float, actions: list[Action], most: int = 0) -> None:
         """What can be done for a site now; `most` is how many sessions it may open because its turn has come."""
         state = site.condition
-        if condition.next_time(state) <= now:
+        if site.tick_at <= now:
             self._refresh(site, now)
         is_blocked = state.blocked_until > now or state.paused is not None
         site.hold = ""
@@ -360,7 +360,7 @@ class Scheduler:
             site.hold = "pause" if state.paused is not None else "retry-after"
             self._expire_blocked(site, now, actions)
         wanting = [] if state.paused is not None or self.draining else self._assign(site, now, actions)
-        site.is_crowded = any(not group.sessions for group in wanting)
+        site.is_crowded = len(site.groups) > 1 and any(not group.sessions for group in wanting)
         if is_blocked or not wanting or not self._sessions.open(site, wanting, now, most, actions):
             self._sessions.starved.pop(site, None)
         self._sessions.close_idle(site, now, actions)
@@ -369,38 +369,42 @@ class Scheduler:
 
     def _assign(self, site: Site, now: float, actions: list[Action]) -> list[Group]:
         """Give ready mail to idle sessions; the groups that could use more sessions (none if a rate holds the site)."""
-        groups = deque(group for group in site.groups.values() if group.backlog)
+        groups = [group for group in site.groups.values() if group.backlog]
         wanting: list[Group] = []
+        turn = 0
         while groups:
-            group = groups[0]
+            turn %= len(groups)
+            group = groups[turn]
             found = group.backlog.peek()
             if found is None:
-                groups.popleft()
+                del groups[turn]
                 continue
             queue, name = found[0].queue, found[1]
-            if self._is_too_old(queue, name, now):
+            if ":" in name and self._is_too_old(queue, name, now):
                 self._take(group)
                 actions.append(Expire(queue.domain, name, site.condition.reason))
                 continue
-            count = entry.recipients(name)
-            most = self._meter.at_once(site, count)
-            pause, held = self._meter.pause(site, most, name, now)
-            if pause > 0:
-                site.hold = held
-                self._agenda.arm(now + pause, site)
-                return []
+            count = most = entry.recipients(name)
+            if not self._meter.is_free(site):
+                most = self._meter.at_once(site, count)
+                pause, held = self._meter.pause(site, most, name, now)
+                if pause > 0:
+                    site.hold = held
+                    self._agenda.arm(now + pause, site)
+                    return []
             if queue.is_limited and self._hold(queue, most, now):
                 continue
             session, pause = self._meter.idle_session(group, most, name, now)
             if session is None:
                 if pause:
                     self._agenda.arm(now + pause, site)
-                wanting.append(groups.popleft())
+                wanting.append(group)
+                del groups[turn]
                 continue
             self._take(group)
             self._meter.charge(session, queue, most, name, now)
             actions.append(Assign(session.number, queue.domain, name, most if most < count else 0))
-            groups.rotate(-1)
+            turn += 1
         return wanting
 
     def _hold(self, queue: Queue, count: int, now: float) -> bool:
@@ -424,7 +428,7 @@ class Scheduler:
 
     def _is_too_old(self, queue: Queue, name: str, now: float) -> bool:
         """Whether an entry that has been tried has waited for bounce-after; one that was not gets its try."""
-        return ":" in name and entry.is_older(name, now - queue.bounce_after) and entry.state(name)[0] > 0
+        return entry.is_older(name, now - queue.bounce_after) and entry.state(name)[0] > 0
 
     def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
         """Give up what has waited too long behind a failure or a pause, tried or not."""

@@ -41,7 +41,8 @@ class Sites:
         condition.tick(state, policy, now)
         limits = Limits(key, policy, condition.in_force(policy, state), self._cells_for, now)
         site = self.by_key[key] = Site(key, policy, state, limits)
-        self._agenda.arm(min(condition.next_time(state), max(now, state.blocked_until)), site)
+        site.tick_at = condition.next_time(state)
+        self._agenda.arm(min(site.tick_at, max(now, state.blocked_until)), site)
         return site
 
     def condition_of(self, key: str) -> Condition:
@@ -75,8 +76,9 @@ class Sites:
         if site.policy.backoff_upon_all_sources_disabled and self._sources.are_all_disabled(site):
             condition.enter_backoff(state, site.policy, now, "all source addresses are disabled")
         site.limits.set_policy(site.policy, condition.in_force(site.policy, state), now)
-        if (again := condition.next_time(state)) < math.inf:
-            self._agenda.arm(again, site)
+        site.tick_at = condition.next_time(state)
+        if site.tick_at < math.inf:
+            self._agenda.arm(site.tick_at, site)
 
     def forget(self, site: Site, now: float) -> None:
         """A site has neither mail nor sessions any more."""

@@ -79,7 +79,7 @@ class Hold(Struct):
 
 class Condition(Struct, omit_defaults=True):
     """Times are Unix seconds. `blocked_until`: nothing is opened before. `window`: sessions the site seems to bear, 0
-    where that is not known. `disabled`: source addresses that are not used here."""
+    where that is not known. `disabled`: source addresses that are not used here. `events` are the last of `noted`."""
 
     failures: int = 0
     blocked_until: float = 0.0
@@ -95,6 +95,7 @@ class Condition(Struct, omit_defaults=True):
     disabled: dict[str, Hold] = {}
     window: float = 0.0
     events: list[Event] = []
+    noted: int = 0
 
     def is_ordinary(self, now: float) -> bool:
         """Whether nothing would be lost if this were forgotten."""
@@ -109,6 +110,7 @@ class Condition(Struct, omit_defaults=True):
         )
 
     def note(self, now: float, text: str) -> None:
+        self.noted += 1
         self.events.append(Event(now, text))
         del self.events[:-MAX_EVENTS]
 

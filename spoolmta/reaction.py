@@ -35,40 +35,32 @@ _TAKES_TIME = frozenset(
 )
 
 
-def react(scheduler: Scheduler, site_key: str, source: str, fired: Fired, now: float) -> list[str]:
-    """Do what a rule says to a site; one line for the log for each change."""
+def react(scheduler: Scheduler, site_key: str, source: str, fired: Fired, now: float) -> None:
+    """Do what a rule says to a site. What changes is an event of its condition, with the rule and the reply."""
     state = scheduler.known.condition_of(site_key)
     policy = scheduler.policy_of(site_key)
     rule, reason = fired.rule, str(fired)
     until = FOREVER if fired.until is None else fired.until
-    told: list[str] = []
     for action in rule.actions:
         if action is ResponseAction.BACKOFF:
-            if condition.enter_backoff(state, policy, now, reason, rule.duration or 0.0):
-                told.append(f"back-off: {reason}")
+            condition.enter_backoff(state, policy, now, reason, rule.duration or 0.0)
         elif action is ResponseAction.NORMAL:
-            if condition.leave_backoff(state, policy, now, reason):
-                told.append(f"{state.mode}: {reason}")
+            condition.leave_backoff(state, policy, now, reason)
         elif action is ResponseAction.PAUSE:
             condition.pause(state, now, reason, until)
-            told.append(f"paused: {reason}")
         elif action is ResponseAction.SET:
             for change in rule.changes:
                 condition.set_limit(state, now, Override.of(change, until, reason))
-            told.append(f"limits set: {reason}")
         elif action is ResponseAction.DISABLE_SOURCE_IP and source:
             again = until or (now + policy.reenable_source_ip_after)
-            if condition.disable_source(state, now, source, reason, again if again < math.inf else FOREVER):
-                told.append(f"source {source} disabled: {reason}")
+            condition.disable_source(state, now, source, reason, again if again < math.inf else FOREVER)
         elif action is ResponseAction.DEFER_QUEUE:
             pause = None if _TAKES_TIME.intersection(rule.actions) else rule.duration
             if scheduler.defer(site_key, now, fired.text, pause):
-                told.append(f"deferred: {reason}")
+                state.note(now, f"deferred: {reason}")
         elif action is ResponseAction.BOUNCE_QUEUE:
-            count = bounce(scheduler, site_key, fired.text)
-            told.append(f"{count} messages bounced: {reason}")
+            state.note(now, f"{bounce(scheduler, site_key, fired.text)} messages bounced: {reason}")
     scheduler.changed(site_key, now)
-    return told
 
 
 def bounce(scheduler: Scheduler, site_key: str, text: str) -> int:

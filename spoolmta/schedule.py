@@ -241,6 +241,7 @@ class Scheduler:
         if site is not None:
             self._refresh(site, now)
         else:
+            self.known.tell(key, self.known.memory.of(key))
             self.known.memory.tidy(key, now)
 
     def policy_of(self, key: str) -> DomainPolicy:

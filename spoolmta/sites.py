@@ -31,6 +31,9 @@ class Sites:
         self._sources = sources
         self._chance = chance
         self._cells_for = cells_for
+        self._told: dict[str, int] = {}
+        self.news: list[tuple[str, str]] = []
+        """What happened to which site, to be told to the operator; whoever tells it empties the list."""
 
     def __repr__(self) -> str:
         return f"Sites({self.by_key}, {self.memory})"
@@ -38,6 +41,7 @@ class Sites:
     def make(self, key: str, policy: DomainPolicy, now: float) -> Site:
         """A site that gets mail, in the condition it was left in."""
         state = self.memory.take(key)
+        self._told[key] = state.noted
         condition.tick(state, policy, now)
         limits = Limits(key, policy, condition.in_force(policy, state), self._cells_for, now)
         site = self.by_key[key] = Site(key, policy, state, limits)
@@ -75,10 +79,18 @@ class Sites:
         condition.tick(state, site.policy, now)
         if site.policy.backoff_upon_all_sources_disabled and self._sources.are_all_disabled(site):
             condition.enter_backoff(state, site.policy, now, "all source addresses are disabled")
+        self.tell(site.key, state)
         site.limits.set_policy(site.policy, condition.in_force(site.policy, state), now)
         site.tick_at = condition.next_time(state)
         if site.tick_at < math.inf:
             self._agenda.arm(site.tick_at, site)
+
+    def tell(self, key: str, state: Condition) -> None:
+        """Its events since the last time are news."""
+        fresh = min(state.noted - self._told.get(key, 0), len(state.events))
+        if fresh > 0:
+            self.news += [(key, event.text) for event in state.events[-fresh:]]
+        self._told[key] = state.noted
 
     def forget(self, site: Site, now: float) -> None:
         """A site has neither mail nor sessions any more."""
@@ -86,4 +98,5 @@ class Sites:
             self.memory.put(site.key, site.condition)
         if self.by_key.get(site.key) is site:
             del self.by_key[site.key]
+            self._told.pop(site.key, None)
         self._agenda.forget(site)

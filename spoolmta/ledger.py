@@ -17,7 +17,7 @@ import time
 
 from spoolmta import accounting, disk, entry, record, verdict
 from spoolmta.errors import SpoolError
-from spoolmta.model import Answer, Config, Failure, Outcome, Recipient, Reply, Struct
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Struct
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
 from spoolmta.reminder import Reminder
@@ -45,6 +45,7 @@ class Way(Struct, frozen=True):
     esmtp: str
     size: int
     site: str
+    policy: DomainPolicy = verdict.DEFAULTS
 
 
 class Ledger:
@@ -76,12 +77,14 @@ class Ledger:
     def settle(self, loaded: Loaded, recipients: list[Recipient], answers: list[Answer], way: Way) -> list[Recipient]:
         """Note one answer for each of some recipients of an entry: a row each, a journal line for each that is done.
         Returns those that are done."""
-        attempt = self._attempt(loaded, way)
+        attempt, policy = self._attempt(loaded, way), way.policy
         done: list[Recipient] = []
         reported: dict[Action, list[Ended]] = {}
         delivered = False
         for recipient, answer in zip(recipients, answers, strict=True):
-            judged = verdict.judge(answer)
+            judged = verdict.judge(answer, policy)
+            if policy.replace_smtp_421_service_response:
+                answer = record.without_words_of_421(answer)
             outcome = judged.outcome
             row = record.recipient_row(attempt, recipient, answer, judged)
             self._row.add(_COUNTED[outcome], 1)

@@ -18,6 +18,7 @@ observed failure (`FailureKind.is_observed`), so a rule never fires on its own c
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 
@@ -29,6 +30,15 @@ from spoolmta.trigger import Fired
 
 SKIP = 600.0
 """Seconds a host is passed over by a rule that does not say how long."""
+
+MOST_ASKED = 86_400.0
+"""No server may ask us to wait longer than this."""
+
+_ASKED = re.compile(
+    r"(?:try|retry|wait|again|later|delayed)\b[^0-9]{0,40}?\b([0-9]{1,5}) ?"
+    r"(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b",
+    re.IGNORECASE,
+)
 
 _TAKES_TIME = frozenset(
     {ResponseAction.BACKOFF, ResponseAction.PAUSE, ResponseAction.SET, ResponseAction.DISABLE_SOURCE_IP}
@@ -87,6 +97,18 @@ def ruled(answer: Answer, fired: Fired) -> Answer:
     ):
         return msgspec.structs.replace(answer, ruling=Ruling.BOUNCE)
     return answer
+
+
+def asked_pause(result: Reply | Failure) -> float:
+    """Seconds for which a 4xx reply asks us to wait ("try again in 300 seconds", as greylisting servers say it), 0 if
+    it does not. A second more than asked: their clocks count from when they said it."""
+    if isinstance(result, Failure) or not 400 <= result.code < 500:
+        return 0.0
+    found = _ASKED.search(result.text)
+    if found is None:
+        return 0.0
+    unit = {"s": 1, "m": 60, "h": 3600}[found[2][0].lower()]
+    return min(int(found[1]) * unit + 1.0, MOST_ASKED)
 
 
 def skip_until(fired: Fired) -> float:

@@ -99,9 +99,7 @@ class Scheduler:
 
     def add(self, domain: str, name: str, due: float, now: float) -> None:
         """An entry to be delivered: at once, or not before `due`."""
-        queue = self.queues.get(domain)
-        if queue is None:
-            queue = self.queues[domain] = Queue(domain)
+        queue = self.queues.get(domain) or self.queues.setdefault(domain, Queue(domain))
         self.size += 1
         if due > now:
             heapq.heappush(queue.waiting, (due, name))
@@ -158,9 +156,12 @@ class Scheduler:
                 session.sources = (source,)
             self._sessions.make_idle(session, now)
 
-    def open_failed(self, number: int, now: float, reason: str, *, ours: bool = False, unbound: str = "") -> bool:
-        """No session could be opened. The site is not blamed where we could not even begin (`ours`; a source address
-        that is `unbound` is set aside), or where it serves us on others and may want no more. True if this is news."""
+    def open_failed(
+        self, number: int, now: float, reason: str, *, ours: bool = False, unbound: str = "", asked: float = 0.0
+    ) -> bool:
+        """No session could be opened. The site is not blamed where we could not even begin (`ours`; a source that is
+        `unbound` is set aside), or where it serves us on others and may want no more. True if this is news. `asked`:
+        seconds for which it asked us to wait."""
         session = self._sessions.all.get(number)
         if session is None:
             return False
@@ -172,7 +173,7 @@ class Scheduler:
             return self.known.block(site, now, reason, OUR_PAUSE)
         if len(site.sessions) > site.opening:
             return concurrency.narrow(site, number, self._sessions.newest, now, self._chance)
-        return self.known.block(site, now, reason, None)
+        return self.known.block(site, now, reason, None, asked)
 
     def finished(
         self, number: int, now: float, *, answered: bool, reusable: bool, delivered: bool = False, reason: str = ""
@@ -272,9 +273,7 @@ class Scheduler:
         queue = self.queues.get(domain)
         if queue is None:
             return []
-        if queue.group is not None:
-            for line in queue.lines.values():
-                queue.group.backlog.remove(line)
+        queue.unlist()
         taken = queue.withdraw(is_meant)
         self.size -= len(taken)
         if failure is not None:
@@ -411,11 +410,9 @@ class Scheduler:
     def _hold(self, queue: Queue, count: int, now: float) -> bool:
         """Whether a domain's own limits keep its mail back, which then lets that of the other domains pass."""
         until = queue.may_go_at(now, count)
-        if until <= now or queue.group is None:
+        if until <= now:
             return False
-        queue.held_until = until
-        for line in queue.lines.values():
-            queue.group.backlog.remove(line)
+        queue.hold(until)
         if until < math.inf:
             self._agenda.arm(until, queue)
         return True

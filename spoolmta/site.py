@@ -75,6 +75,16 @@ class Queue:
             return state.blocked_until
         return state.paused.until or math.inf
 
+    def hold(self, until: float) -> None:
+        """Its mail does not take part in its group until then (infinity: until one of its messages is done)."""
+        self.held_until = until
+        self.unlist()
+
+    def unlist(self) -> None:
+        if self.group is not None:
+            for line in self.lines.values():
+                self.group.backlog.remove(line)
+
     def take_ready(self, most: int) -> list[str]:
         """Up to so many ready names, taken out."""
         taken: list[str] = []

@@ -59,9 +59,10 @@ class Sites:
         every = self.memory.all() | {site.key: site.condition for site in self.by_key.values()}
         return {key: state for key, state in every.items() if not state.is_ordinary(now)}
 
-    def block(self, site: Site, now: float, reason: str, pause: float | None) -> bool:
-        """Hold a site after a failure: for `pause` seconds, or by its retry-after if that is None. Sessions that fail
-        while it is blocked belong to the same failure; True if it is a new one."""
+    def block(self, site: Site, now: float, reason: str, pause: float | None, asked: float = 0.0) -> bool:
+        """Hold a site after a failure: for `pause` seconds, or if that is None (a failure of its own) for as long as it
+        asked, or by its retry-after. Sessions that fail while it is blocked belong to the same failure; True if it is
+        a new one."""
         self._agenda.mark(site)
         state = site.condition
         if state.blocked_until > now:
@@ -69,7 +70,7 @@ class Sites:
         state.reason = reason
         if pause is None:
             state.failures += 1
-            pause = pick(site.limits.force.retry_after, state.failures)
+            pause = asked or pick(site.limits.force.retry_after, state.failures)
         state.blocked_until = now + pause * (1 + JITTER * self._chance())
         return True
 

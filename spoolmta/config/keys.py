@@ -29,7 +29,7 @@ SPOOL: dict[str, Kind] = {
     "min-free-inodes": number(1000),
 }
 PICKUP: dict[str, Kind] = {"copy": choice("auto", "always", "never")}
-DNS: dict[str, Kind] = {"nameservers": values.NAMESERVERS}
+DNS: dict[str, Kind] = {"nameservers": values.NAMESERVERS, "allow-loopback-mx": values.FLAG}
 SOURCE: dict[str, Kind] = {
     "default-virtual-mta": values.TEXT,
     "process-x-virtual-mta": values.FLAG,
@@ -63,6 +63,8 @@ DOMAIN: dict[str, Kind] = {
     "smtp-out-rampup-interval": duration("1s", is_zero_allowed=True),
     "max-msg-per-connection": number(100),
     "max-rcpt-per-transaction": number(1000, 1),
+    "max-errors-per-connection": number(10),
+    "mx-connection-attempts": number(10, 1, 100),
     "max-msg-rate": rates.RATE,
     "backoff-max-msg-rate": rates.RATE,
     "source-ip-max-msg-rate": rates.by_network(rates.RATE),
@@ -86,6 +88,22 @@ DOMAIN: dict[str, Kind] = {
     "smtp-greeting-timeout": duration("5m"),
     "data-send-timeout": duration("3m"),
     "smtp-data-termination-timeout": duration("10m"),
+    "smtp-multiple-line-response-timeout": duration("5m"),
+    "assume-delivery-upon-data-termination-timeout": values.FLAG,
+    "retry-after-dns-error": duration("1m"),
+    "bounce-upon-no-mx": values.FLAG,
+    "bounce-upon-5xx-greeting": values.FLAG,
+    "bounce-upon-transfer-failure": values.FLAG,
+    "smtp-553-means-invalid-mailbox": values.FLAG,
+    "smtp-421-means-mx-unavailable": values.FLAG,
+    "replace-smtp-421-service-response": values.FLAG,
+    "ignore-8bitmime": values.FLAG,
+    "ignore-chunking": values.FLAG,
+    "ignore-pipelining": values.FLAG,
+    "ignore-dsn": values.FLAG,
+    "auth-username": Kind(values.read_optional_text),
+    "auth-password": values.SECRET,
+    "use-unencrypted-plain-auth": values.FLAG,
 }
 PROVIDER: dict[str, Kind] = {"mx": values.MX_PATTERNS, **DOMAIN}
 """`mx` stands only where the provider is named first, in the global tables."""

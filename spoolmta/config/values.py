@@ -14,7 +14,7 @@ from typing import Any
 
 from spoolmta import address
 from spoolmta.errors import UsageError
-from spoolmta.model import Host, SourceHost, Struct
+from spoolmta.model import Host, Secret, SourceHost, Struct
 
 DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
@@ -73,6 +73,17 @@ def _read_text(value: object) -> str:
     if not value.isprintable():
         raise BadValue("there are characters in it that cannot be printed")
     return value
+
+
+def read_optional_text(value: object) -> str:
+    """A text that may be empty, which takes back what a weaker layer says."""
+    return "" if value == "" else _read_text(value)
+
+
+def _read_secret(value: object) -> Secret:
+    if not isinstance(value, str) or not value.isprintable():
+        raise BadValue("expected a text in quotes, of characters that can be printed")  # and it is not shown
+    return Secret(value)
 
 
 def read_path(value: object) -> str:
@@ -397,6 +408,7 @@ def _write_host(host: Host) -> str:
 
 
 TEXT = Kind(_read_text)
+SECRET = Kind(_read_secret, lambda value: toml(str(value)) if str(value) != '""' else '""')
 USER = Kind(_read_user)
 FLAG = Kind(_read_flag)
 AUTHOR = Kind(_read_author)

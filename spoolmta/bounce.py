@@ -268,6 +268,10 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.NO_HOST: ("5.4.4", "routing-errors"),
     FailureKind.EXPIRED: ("4.4.7", "message-expired"),
     FailureKind.UNSENDABLE: ("5.6.7", "content-related"),
+    FailureKind.TOO_BIG: ("5.3.4", "content-related"),
+    FailureKind.UNCONVERTIBLE: ("5.6.3", "content-related"),
+    FailureKind.LOOP: ("5.4.6", "routing-errors"),
+    FailureKind.NO_LOGIN: ("4.7.0", "bad-configuration"),
 }
 
 

@@ -21,17 +21,20 @@ from typing import Any
 from spoolmta import entry, message, process, rate, record, schedule, state, verdict
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
+from spoolmta.here import here
+from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger, Way
-from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Reply, Stage, Vmta
+from spoolmta.model import Answer, Config, DomainPolicy, Recipient, Reply, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
 from spoolmta.resolver import Resolver, Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
-from spoolmta.smtp.client import Capabilities, Result, transaction
+from spoolmta.smtp.allowance import NO_PAUSE, NO_TURN, refuse
+from spoolmta.smtp.client import Result
+from spoolmta.smtp.transaction import transaction
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition, is_free
-from spoolmta.transport import Connection
 
 log = logging.getLogger("spoolmta")
 
@@ -44,29 +47,6 @@ would only cost more then (with 160 queues and 50 sessions each: 7 % of the CPU)
 DRAIN = 30.0
 QUIT_GRACE = 0.05
 """Seconds for the last QUITs to be answered (RFC 5321 section 4.1.1.10 asks a client to wait for the 221)."""
-
-
-class Lane:
-    """A session as the process sees it: its connection, where it goes, what it carries."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.connection: Connection | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.ends = Ends()
-        self.capabilities = Capabilities()
-        self.domain = ""
-        self.name = ""
-        self.loaded: Loaded | None = None
-        self.sent: list[Recipient] = []
-        self.unsent: list[Recipient] = []
-        self.done: list[Recipient] = []
-        self.answered = False
-        self.size = 0
-
-    @property
-    def is_past_the_dot(self) -> bool:
-        return self.connection is not None and self.connection.is_busy and self.connection.stage is Stage.EOD
 
 
 class Delivery:
@@ -99,7 +79,8 @@ class Delivery:
         self._config = config
         table = PolicyTable(config, self._vmta.name)
         self._policy = functools.lru_cache(maxsize=100_000)(lambda domain: table.resolve(domain, domain))
-        self._opener = Opener(self._vmta, config.host_name, Resolver(config.nameservers, self._chance))
+        resolver = Resolver(config.nameservers, self._chance, here=here(config))
+        self._opener = Opener(self._vmta, config.host_name, resolver)
 
     def _now(self) -> float:
         return time.monotonic() + self._wall
@@ -332,12 +313,12 @@ class Delivery:
         self._request_turn()
 
     def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:
-        judged = verdict.judge(Answer(Stage.RESOLVE, error.failure))
+        judged = verdict.judge(Answer(Stage.RESOLVE, error.failure), policy)
         now = self._now()
         if judged.outcome is not None:
             self._scheduler.condemned(domain, error.failure, now + error.retry_in)
             return
-        pause = max(error.retry_in, policy.retry_after[0])
+        pause = max(error.retry_in, policy.retry_after_dns_error)
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)
         self._ledger.note_queue_failure(error.failure, Ends(), domain)
 
@@ -346,7 +327,7 @@ class Delivery:
         result = await self._opener.open(domain, self._policy(domain), lambda: self._on_lost(lane))
         now = self._now()
         if isinstance(result, Opened):
-            lane.connection, lane.ends, lane.capabilities = result.connection, result.ends, result.capabilities
+            lane.open(result, self._policy(domain))
             self._scheduler.opened(lane.number, now)
         else:
             self._lanes.pop(lane.number, None)
@@ -399,8 +380,10 @@ class Delivery:
         loaded, connection = lane.loaded, lane.connection
         assert loaded is not None
         assert connection is not None
-        limit = self._policy(lane.domain).max_rcpt_per_transaction
-        lane.sent, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
+        lane.choose(self._policy(lane.domain).max_rcpt_per_transaction)
+        if lane.refusal is not None:
+            self._on_result(lane, refuse(lane.sent, lane.refusal))
+            return
         content = message.content(loaded.data, loaded.parsed)
         lane.size = len(content)
         envelope = loaded.parsed.envelope
@@ -412,24 +395,26 @@ class Delivery:
     def _on_result(self, lane: Lane, result: Result) -> None:
         loaded = lane.loaded
         assert loaded is not None
-        self._note(lane, loaded, result.answers)
-        if lane.unsent and result.reusable and not self._is_leaving:
+        reusable, answers = lane.take(result)
+        self._note(lane, loaded, answers)
+        if lane.unsent and reusable and not self._is_leaving:
             self._request_turn()
             self._send(lane)
             return
         last = result.answers[-1]
-        if lane.unsent:
+        at_once = lane.may_go_at_once
+        if lane.unsent and not at_once:
             lane.sent, lane.unsent = lane.unsent, []
-            failure = Failure(FailureKind.LOST, "the session ended before this recipient's turn")
-            self._note(lane, loaded, [Answer(Stage.RCPT, failure)] * len(lane.sent))
+            self._note(lane, loaded, [NO_TURN] * len(lane.sent))
         lane.loaded = None
-        self._leave_entry(lane, loaded)
-        if not result.reusable:
+        self._leave_entry(lane, loaded, at_once)
+        if not reusable:
             self._lanes.pop(lane.number, None)
+            self._opener.heed(lane.ends.host, result, self._policy(lane.domain))
             if lane.connection is not None:
                 lane.connection.quit()
         fresh = self._scheduler.finished(
-            lane.number, self._now(), delivered=lane.answered, reusable=result.reusable, reason=str(last.result)
+            lane.number, self._now(), delivered=lane.answered, reusable=reusable, reason=str(last.result)
         )
         if fresh:
             log.info("%s/%s: %s", lane.domain, self._vmta.name, last.result)
@@ -438,23 +423,24 @@ class Delivery:
     def _note(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> None:
         """Write down one answer for each recipient of a transaction, in the turn that read it: a message may have
         many transactions, and a crash in a later one must not repeat the earlier ones."""
-        way = Way(lane.ends, lane.capabilities.listing, lane.size, lane.domain)
+        way = Way(lane.ends, lane.capabilities.listing, lane.size, lane.domain, self._policy(lane.domain))
         lane.done += self._ledger.settle(loaded, lane.sent, answers, way)
         # A host that answers for a recipient is up, whatever it says, and whatever becomes of the session after that.
         lane.answered |= any(isinstance(answer.result, Reply) and answer.result.code != 421 for answer in answers)
 
-    def _leave_entry(self, lane: Lane, loaded: Loaded) -> None:
+    def _leave_entry(self, lane: Lane, loaded: Loaded, at_once: bool = False) -> None:
         """Give the entry its next state: all its recipients have their answers."""
         if len(lane.done) == len(loaded.recipients):
             self._partition.remove(lane.domain, lane.name)
         else:
-            self._defer(lane.domain, lane.name, loaded, lane.done)
+            self._defer(lane.domain, lane.name, loaded, lane.done, at_once)
 
-    def _defer(self, domain: str, name: str, loaded: Loaded, done: list[Recipient]) -> None:
+    def _defer(self, domain: str, name: str, loaded: Loaded, done: list[Recipient], at_once: bool) -> None:
         policy = self._policy(domain)
         now = self._now()
         expires = entry.received(name) + policy.bounce_after
-        due = rate.next_due(policy.retry_recipients_after, loaded.name.attempts + 1, now, expires)
+        pauses = NO_PAUSE if at_once else policy.retry_recipients_after
+        due = rate.next_due(pauses, loaded.name.attempts + 1, now, expires)
 
         def again(new_name: str) -> None:
             self._scheduler.add(domain, new_name, due, self._now())

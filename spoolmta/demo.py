@@ -42,6 +42,7 @@ min-free-space = "20M"
 
 [dns]
 nameservers = ["{nameserver}"]
+allow-loopback-mx = true                        # the receivers of the demonstration are on this machine
 
 [source.pickup]
 default-virtual-mta = "bulk"

@@ -14,7 +14,7 @@ import time
 
 from spoolmta import accounting, disk, entry, record, verdict
 from spoolmta.errors import SpoolError
-from spoolmta.model import AcctFile, Answer, Failure, Outcome, Recipient, Reply, Struct
+from spoolmta.model import AcctFile, Answer, DomainPolicy, Failure, Outcome, Recipient, Reply, Struct
 from spoolmta.opener import Ends
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool.partition import Loaded, Partition
@@ -39,6 +39,7 @@ class Way(Struct, frozen=True):
     esmtp: str
     size: int
     domain: str
+    policy: DomainPolicy = verdict.DEFAULTS
 
 
 class Ledger:
@@ -59,11 +60,13 @@ class Ledger:
     def settle(self, loaded: Loaded, recipients: list[Recipient], answers: list[Answer], way: Way) -> list[Recipient]:
         """Note one answer for each of some recipients of an entry: a row each, a journal line for each that is done.
         Returns those that are done."""
-        attempt = self._attempt(loaded, way)
+        attempt, policy = self._attempt(loaded, way), way.policy
         done: list[Recipient] = []
         delivered = False
         for recipient, answer in zip(recipients, answers, strict=True):
-            judged = verdict.judge(answer)
+            judged = verdict.judge(answer, policy)
+            if policy.replace_smtp_421_service_response:
+                answer = record.without_words_of_421(answer)
             self.log.write(record.recipient_row(attempt, recipient, answer, judged))
             self._row.add(_COUNTED[judged.outcome], 1)
             if judged.outcome is not None:

@@ -22,9 +22,11 @@ class Stage(enum.Enum):
     CONNECT = "connect"
     GREETING = "greeting"
     EHLO = "ehlo"
+    AUTH = "auth"
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
+    TRANSFER = "content"
     EOD = "end of data"
 
     __hash__ = object.__hash__  # Enum's own is a Python function, and stages are looked up for every step
@@ -45,6 +47,10 @@ class FailureKind(enum.Enum):
     NO_HOST = "no usable mail host"
     EXPIRED = "message expired"
     UNSENDABLE = "message cannot be sent to this host"
+    TOO_BIG = "message is larger than this host takes"
+    UNCONVERTIBLE = "message cannot be made 7-bit"
+    LOOP = "mail loops back to us"
+    NO_LOGIN = "cannot log in"
 
 
 class Outcome(enum.Enum):
@@ -176,6 +182,17 @@ class Host(Struct, frozen=True):
     port: int = 0
 
 
+class Secret(Struct, frozen=True):
+    """A text that must not be seen: it prints as stars wherever a value is shown."""
+
+    text: str = ""
+
+    def __repr__(self) -> str:
+        return "***" if self.text else '""'
+
+    __str__ = __repr__
+
+
 class DomainPolicy(Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
@@ -192,11 +209,29 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     retry_after: tuple[float, ...] = (600.0,)
     retry_recipients_after: tuple[float, ...] = (600.0,)
     bounce_after: float = 388_800.0
+    max_errors_per_connection: int = 0
+    mx_connection_attempts: int = 10
     connection_idle_timeout: float = 0.0
     connect_timeout: float = 120.0
     smtp_greeting_timeout: float = 300.0
     data_send_timeout: float = 180.0
     smtp_data_termination_timeout: float = 600.0
+    smtp_multiple_line_response_timeout: float = 300.0
+    assume_delivery_upon_data_termination_timeout: bool = False
+    retry_after_dns_error: float = 60.0
+    bounce_upon_no_mx: bool = False
+    bounce_upon_5xx_greeting: bool = False
+    bounce_upon_transfer_failure: bool = False
+    smtp_553_means_invalid_mailbox: bool = True
+    smtp_421_means_mx_unavailable: bool = True
+    replace_smtp_421_service_response: bool = False
+    ignore_8bitmime: bool = False
+    ignore_chunking: bool = False
+    ignore_pipelining: bool = False
+    ignore_dsn: bool = False
+    auth_username: str = ""
+    auth_password: Secret = Secret()
+    use_unencrypted_plain_auth: bool = False
 
 
 class Setting(Struct, frozen=True):
@@ -269,6 +304,7 @@ class Config(Struct, frozen=True, kw_only=True):
     min_free_inodes: int = 1000
     copy: CopyMode = "auto"
     nameservers: tuple[str, ...] = ()
+    allow_loopback_mx: bool = False
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
     domains: tuple[DomainTable, ...] = ()

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Reply, SourceHost, Stage, Struct, Vmta
+from spoolmta import verdict
+from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Host, Reply, SourceHost, Stage, Struct, Vmta
 from spoolmta.resolver import Resolver, Unroutable
-from spoolmta.smtp.client import Capabilities, Refused, WireError, greet
+from spoolmta.smtp.allowance import agree
+from spoolmta.smtp.auth import authenticate
+from spoolmta.smtp.client import Capabilities, Dialogue, Refused, Result, WireError, greet
 from spoolmta.transport import Connection, connect
-
-MAX_CONNECTS = 10
-"""Addresses tried for one session (reliability: a zone with 10,000 black holes must not hold it for ever)."""
 
 
 class Ends(Struct, frozen=True):
@@ -24,11 +24,13 @@ class Ends(Struct, frozen=True):
 
 
 class Opened(Struct, frozen=True):
-    """A session that is ready for its first message."""
+    """A session that is ready for its first message. With a `refusal` it has an answer for every message already, the
+    same for all, and sends nothing."""
 
     connection: Connection
     ends: Ends
     capabilities: Capabilities
+    refusal: Answer | None = None
 
 
 class NotOpened(Struct, frozen=True):
@@ -51,23 +53,28 @@ class Opener:
         self._host_name = host_name
         self.resolver = resolver
         self._turn = 0
+        self._shunned: dict[str, float] = {}
 
     async def open(self, domain: str, policy: DomainPolicy, on_lost: Callable[[], None]) -> Opened | NotOpened:
-        """Try the domain's hosts in order, and their addresses; the first that greets us well."""
+        """Try the domain's hosts in order, and their addresses, up to mx-connection-attempts (a zone with 10,000 black
+        holes must not hold a session for ever); the first that greets us well."""
         result = NotOpened(Failure(FailureKind.NO_HOST, f"no usable host for {domain}"), Ends())
         try:
             route = await self.resolver.route(domain, policy)
         except Unroutable as error:
             return NotOpened(error.failure, Ends())
         tries = 0
-        for host in route.hosts:
+        for host in self._in_order(route.hosts):
             addresses = await self.resolver.addresses(host.name, self._families())
             if isinstance(addresses, Failure):
                 result = NotOpened(addresses, Ends(host.name))
                 continue
+            if not policy.smtp_hosts and any(self.resolver.here.is_own(address) for address in addresses):
+                # The hosts behind this one are worse than we are, and may only send the mail to us (RFC 5321 5.1).
+                return result if tries else _loops_back(domain, host, policy, on_lost)
             for address in addresses:
                 tries += 1
-                if tries > MAX_CONNECTS:
+                if tries > policy.mx_connection_attempts:
                     return result
                 attempt = await self._try(host, address, policy, on_lost)
                 if isinstance(attempt, Opened):
@@ -80,24 +87,38 @@ class Opener:
     ) -> Opened | NotOpened:
         loop = asyncio.get_running_loop()
         source = self._choose_source(address)
-        connection = Connection(loop, timeouts(policy), on_lost)
+        connection = Connection(loop, timeouts(policy), on_lost, policy.smtp_multiple_line_response_timeout)
         port = host.port or policy.default_smtp_port
         try:
             used = await connect(loop, connection, address, port, source.address, policy.connect_timeout)
         except WireError as error:
             return NotOpened(error.failure, Ends(host.name, address, source.address))
         ends = Ends(host.name, address, used)
-        greeted: asyncio.Future[Any] = loop.create_future()
-        connection.run(greet(source.host_name or self._vmta.host_name or self._host_name), greeted.set_result)
-        try:
-            result = await greeted
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
-        if isinstance(result, Refused):
-            connection.quit()
-            return NotOpened(result.answer.result, ends)
-        return Opened(connection, ends, result)
+        result = await _run(connection, greet(source.host_name or self._vmta.host_name or self._host_name))
+        if isinstance(result, Capabilities) and policy.auth_username and policy.smtp_hosts:
+            result = await _run(connection, _login(result, policy, connection.is_encrypted))
+        if not isinstance(result, Refused):
+            return Opened(connection, ends, agree(result, policy))
+        connection.quit()
+        answer = result.answer
+        if policy.bounce_upon_5xx_greeting and verdict.judge(answer, policy).outcome is not None:
+            return Opened(connection, ends, Capabilities(), answer)
+        return NotOpened(answer.result, ends)
+
+    def heed(self, host: str, result: Result, policy: DomainPolicy) -> None:
+        """A host that ends a session with 421 comes last for a while, where that is what 421 means."""
+        if policy.smtp_421_means_mx_unavailable and any(
+            isinstance(answer.result, Reply) and answer.result.code == 421 for answer in result.answers
+        ):
+            self._shunned[host] = asyncio.get_running_loop().time() + policy.retry_after[0]
+
+    def _in_order(self, hosts: tuple[Host, ...]) -> list[Host]:
+        """The hosts, best first, those last that are to be left alone: where there are no others, they will do."""
+        if not self._shunned:
+            return list(hosts)
+        now = asyncio.get_running_loop().time()
+        self._shunned = {host: until for host, until in self._shunned.items() if until > now}
+        return sorted(hosts, key=lambda host: host.name in self._shunned)
 
     def _choose_source(self, address: str) -> SourceHost:
         """The next of the VMTA's addresses of the destination's family."""
@@ -115,13 +136,44 @@ class Opener:
         return frozenset(6 if ":" in host.address else 4 for host in self._vmta.source_hosts)
 
 
+async def _run(connection: Connection, dialogue: Dialogue) -> Any:
+    """A dialogue's result, or the Refused it raised."""
+    finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    connection.run(dialogue, finished.set_result)
+    try:
+        return await finished
+    except asyncio.CancelledError:
+        connection.abort()
+        raise
+
+
+def _login(offered: Capabilities, policy: DomainPolicy, is_encrypted: bool) -> Dialogue:
+    """Only a host that the operator has named is told our password, never one that a stranger's MX record names."""
+    return authenticate(
+        offered,
+        policy.auth_username,
+        policy.auth_password.text,
+        is_encrypted=is_encrypted,
+        allow_plain=policy.use_unencrypted_plain_auth,
+    )
+
+
+def _loops_back(domain: str, host: Host, policy: DomainPolicy, on_lost: Callable[[], None]) -> Opened:
+    """A session to nobody: all its mail would come back to us."""
+    failure = Failure(FailureKind.LOOP, f"mail for {domain} loops back to us: its host {host.name} is this machine")
+    connection = Connection(asyncio.get_running_loop(), timeouts(policy), on_lost)
+    return Opened(connection, Ends(host.name), Capabilities(), Answer(Stage.RESOLVE, failure))
+
+
 def timeouts(policy: DomainPolicy) -> dict[Stage, float]:
     """Seconds to wait at each stage: RFC 5321 section 4.5.3.2 where no directive says otherwise."""
     return {
         Stage.GREETING: policy.smtp_greeting_timeout,
         Stage.EHLO: 300.0,
+        Stage.AUTH: 300.0,
         Stage.MAIL: 300.0,
         Stage.RCPT: 300.0,
         Stage.DATA: 120.0,
+        Stage.TRANSFER: policy.data_send_timeout,
         Stage.EOD: policy.data_send_timeout + policy.smtp_data_termination_timeout,
     }

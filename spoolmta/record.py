@@ -74,9 +74,19 @@ def _cut(reply: Reply) -> Reply:
     return Reply(reply.code, tuple(lines))
 
 
+def without_words_of_421(answer: Answer) -> Answer:
+    """The answer as it may be shown where a 421 repeats addresses or other things not for everybody."""
+    if not isinstance(answer.result, Reply) or answer.result.code != 421:
+        return answer
+    words = f"{bounce.status_of(answer.result)} service unavailable"
+    return Answer(answer.stage, Reply(421, (words,)))
+
+
 def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict) -> list[str]:
     """A `d`, `b` or `t` row."""
     code, diagnostic, category = status(answer.result)
+    if verdict.status:
+        code, category = bounce.describe(verdict.status), bounce.categorize(verdict.status, str(answer.result))
     if verdict.outcome is Outcome.DELIVERED:
         kind, action, size, category = "d", "relayed", str(attempt.size), ""
     elif verdict.outcome is None:

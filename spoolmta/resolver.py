@@ -19,6 +19,7 @@ import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
+from spoolmta.here import Here
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Struct
 
 MAX_HOSTS = 10
@@ -28,6 +29,7 @@ MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 30.0
 MAX_EMPTY_TTL = 300.0
 """A name or record that does not exist yet will soon; dnspython says "for ever" where the SOA is missing (RFC 2308)."""
 MAX_CACHED = 20_000
+NOWHERE = Here(allows_loopback=True)
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
@@ -59,25 +61,30 @@ class Found(Struct, frozen=True):
     text: str = ""
 
 
-def mail_hosts(domain: str, records: tuple[str, ...], chance: random.Random) -> tuple[Host, ...] | Failure:
+def mail_hosts(
+    domain: str, records: tuple[str, ...], chance: random.Random, own_names: frozenset[str] = frozenset()
+) -> tuple[Host, ...] | Failure:
     """MX records (`10 mx.example.com`) to hosts in the order in which they are tried.
 
     No record: the domain itself (RFC 5321 section 5.1). A single `0 .`: no mail wanted (RFC 7505). Equal preferences
     are shuffled (5321: MUST). A host that is an address or no host name cannot be used; nothing usable is an error,
-    never the domain itself.
+    never the domain itself. Where we are one of the hosts, only better ones than us are tried.
     """
+    loop = Failure(FailureKind.LOOP, f"the mail hosts of {domain} lead back to us")
     if not records:
-        return (Host(domain),)
+        return loop if domain in own_names else (Host(domain),)
     parsed = []
     for record in records[:MAX_RECORDS]:
         preference, _, name = record.partition(" ")
         parsed.append((int(preference), chance.random(), name.rstrip(".").lower()))
     if len(parsed) == 1 and parsed[0][2] == "":
         return Failure(FailureKind.NULL_MX, f"{domain} accepts no mail (null MX)")
-    usable = [Host(name) for _, _, name in sorted(parsed) if is_host_name(name)]
+    usable = [(preference, Host(name)) for preference, _, name in sorted(parsed) if is_host_name(name)]
     if not usable:
         return Failure(FailureKind.NO_HOST, f"none of the mail hosts of {domain} can be used")
-    return tuple(usable[:MAX_HOSTS])
+    ours = min((preference for preference, host in usable if host.name in own_names), default=None)
+    better = [host for preference, host in usable if ours is None or preference < ours]
+    return tuple(better[:MAX_HOSTS]) or loop
 
 
 def is_host_name(name: str) -> bool:
@@ -93,10 +100,13 @@ def is_host_name(name: str) -> bool:
 
 class Resolver:
     """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's. A question that has no
-    answer after `patience` seconds is given up."""
+    answer after `patience` seconds is given up. `here` says which hosts are ourselves."""
 
-    def __init__(self, nameservers: tuple[str, ...], chance: random.Random, patience: float = 15.0) -> None:
+    def __init__(
+        self, nameservers: tuple[str, ...], chance: random.Random, patience: float = 15.0, here: Here = NOWHERE
+    ) -> None:
         self._chance = chance
+        self.here = here
         self._cache: dict[tuple[str, str], Found] = {}
         self._asked: dict[tuple[str, str], asyncio.Future[Found]] = {}
         self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
@@ -120,7 +130,10 @@ class Resolver:
         found = await self.look_up(domain, "MX")
         if found.failure is not None:
             raise Unroutable(Failure(found.failure, found.text), max(1.0, found.expires - time.monotonic()))
-        result = mail_hosts(domain, found.records, self._chance)
+        if not found.records and policy.bounce_upon_no_mx:
+            failure = Failure(FailureKind.NO_HOST, f"{domain} has no MX record")
+            raise Unroutable(failure, max(1.0, found.expires - time.monotonic()))
+        result = mail_hosts(domain, found.records, self._chance, self.here.names)
         if isinstance(result, Failure):
             raise Unroutable(result, max(1.0, found.expires - time.monotonic()))
         return Route(domain, result)

@@ -24,8 +24,9 @@ import msgspec
 
 from spoolmta import disk
 from spoolmta.errors import SpoolError, UnavailableError, UsageError
+from spoolmta.sink_counts import Pair
 from spoolmta.sink_script import Options, Replies, find_test_id, plain_body
-from spoolmta.sink_session import Pair, Session, endpoint
+from spoolmta.sink_session import Session, endpoint
 
 __all__ = ["Options", "Sink", "run"]
 
@@ -172,13 +173,14 @@ class Sink:
             "mail_from": connection.sender,
             "recipients": connection.recipients,
             "size": size,
+            "verb": connection.verb,
             "test_id": find_test_id(body),
         }
         if self.options.maildir:
             self._files += 1
             line["file"] = name = f"{now:.6f}.{os.getpid()}_{self._files}.{self.options.host_name}"
             temporary = os.path.join(self.options.maildir, "tmp", name)
-            disk.write_new(temporary, plain_body(body[:size]))
+            disk.write_new(temporary, body[:size] if connection.verb == "BDAT" else plain_body(body[:size]))
             disk.rename(temporary, os.path.join(self.options.maildir, "new", name))
         if self._record is None:
             return

@@ -156,6 +156,11 @@ class Options:
     enhanced_status_codes: bool = True
     smtputf8: bool = True
     dsn: bool = True
+    chunking: bool = False
+    limits: str = ""  # of RFC 9422, as in "RCPTMAX=10 MAILMAX=5": offered, not enforced
+    max_size: int = MAXIMUM_SIZE  # offered and enforced
+    auth: str = ""  # mechanisms; then MAIL needs a login as `login`, "NAME:PASSWORD"
+    login: str = "user:password"
     reuse_port: bool = False  # several processes on one address
     record: str = ""
     maildir: str = ""
@@ -179,10 +184,13 @@ class Replies:
         for offered, text, mail_keys, rcpt_keys in (
             (options.pipelining, "PIPELINING", (), ()),
             (options.eight_bit_mime, "8BITMIME", ("BODY",), ()),
-            (options.size, f"SIZE {MAXIMUM_SIZE}", ("SIZE",), ()),
+            (options.size, f"SIZE {options.max_size}", ("SIZE",), ()),
             (options.enhanced_status_codes, "ENHANCEDSTATUSCODES", (), ()),
             (options.smtputf8, "SMTPUTF8", ("SMTPUTF8",), ()),
             (options.dsn, "DSN", ("RET", "ENVID"), ("NOTIFY", "ORCPT")),
+            (options.chunking, "CHUNKING", (), ()),
+            (options.limits, f"LIMITS {options.limits}", (), ()),
+            (options.auth, f"AUTH {options.auth}", (), ()),
         ):
             if offered:
                 offers.append(text)
@@ -206,5 +214,10 @@ class Replies:
         self.utf8 = reply(553, "5.6.7", "Address needs SMTPUTF8")
         self.too_big = reply(552, "5.3.4", "Message too big")
         self.too_many = reply(452, "4.5.3", "Too many recipients")
+        self.logged_in = reply(235, "2.7.0", "Welcome")
+        self.bad_login = reply(535, "5.7.8", "Wrong name or password")
+        self.no_mechanism = reply(504, "5.5.4", "No such mechanism")
+        self.need_login = reply(530, "5.7.0", "Authentication required")
+        self.chunk = reply(250, "2.0.0", "Chunk taken")
         self.enough = reply(421, "4.7.0", "Too many messages on this connection")
         self.crowd = reply(421, "4.7.0", "Too many connections from this address")

@@ -25,7 +25,7 @@ SPOOL: dict[str, Kind] = {
     "min-free-inodes": number(1000),
 }
 PICKUP: dict[str, Kind] = {"copy": choice("auto", "always", "never")}
-DNS: dict[str, Kind] = {"nameservers": values.NAMESERVERS}
+DNS: dict[str, Kind] = {"nameservers": values.NAMESERVERS, "allow-loopback-mx": values.FLAG}
 SOURCE: dict[str, Kind] = {
     "default-virtual-mta": values.TEXT,
     "process-x-virtual-mta": values.FLAG,
@@ -46,6 +46,8 @@ DOMAIN: dict[str, Kind] = {
     "max-smtp-out": number(20, 1),
     "max-msg-per-connection": number(100),
     "max-rcpt-per-transaction": number(1000, 1),
+    "max-errors-per-connection": number(10),
+    "mx-connection-attempts": number(10, 1, 100),
     "max-msg-rate": values.RATE,
     "retry-after": values.SCHEDULE,
     "retry-recipients-after": values.SCHEDULE,
@@ -55,6 +57,22 @@ DOMAIN: dict[str, Kind] = {
     "smtp-greeting-timeout": duration("5m"),
     "data-send-timeout": duration("3m"),
     "smtp-data-termination-timeout": duration("10m"),
+    "smtp-multiple-line-response-timeout": duration("5m"),
+    "assume-delivery-upon-data-termination-timeout": values.FLAG,
+    "retry-after-dns-error": duration("1m"),
+    "bounce-upon-no-mx": values.FLAG,
+    "bounce-upon-5xx-greeting": values.FLAG,
+    "bounce-upon-transfer-failure": values.FLAG,
+    "smtp-553-means-invalid-mailbox": values.FLAG,
+    "smtp-421-means-mx-unavailable": values.FLAG,
+    "replace-smtp-421-service-response": values.FLAG,
+    "ignore-8bitmime": values.FLAG,
+    "ignore-chunking": values.FLAG,
+    "ignore-pipelining": values.FLAG,
+    "ignore-dsn": values.FLAG,
+    "auth-username": Kind(values.read_optional_text),
+    "auth-password": values.SECRET,
+    "use-unencrypted-plain-auth": values.FLAG,
 }
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,

@@ -15,7 +15,7 @@ from typing import Any
 
 from spoolmta import address
 from spoolmta.errors import UsageError
-from spoolmta.model import UNLIMITED, Host, Rate, SourceHost, Struct
+from spoolmta.model import UNLIMITED, Host, Rate, Secret, SourceHost, Struct
 
 DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 RATE_UNITS = {"d": 86_400, "day": 86_400, "h": 3600, "hr": 3600, "hour": 3600, "m": 60, "min": 60, "s": 1, "sec": 1}
@@ -76,6 +76,17 @@ def _read_text(value: object) -> str:
     if not value.isprintable():
         raise BadValue("there are characters in it that cannot be printed")
     return value
+
+
+def read_optional_text(value: object) -> str:
+    """A text that may be empty, which takes back what a weaker layer says."""
+    return "" if value == "" else _read_text(value)
+
+
+def _read_secret(value: object) -> Secret:
+    if not isinstance(value, str) or not value.isprintable():
+        raise BadValue("expected a text in quotes, of characters that can be printed")  # and it is not shown
+    return Secret(value)
 
 
 def read_path(value: object) -> str:
@@ -400,6 +411,7 @@ def _write_host(host: Host) -> str:
 
 
 TEXT = Kind(_read_text)
+SECRET = Kind(_read_secret, lambda value: toml(str(value)) if str(value) != '""' else '""')
 USER = Kind(_read_user)
 FLAG = Kind(_read_flag)
 HOST_NAME = Kind(read_host_name)

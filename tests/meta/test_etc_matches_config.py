@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from spoolmta import config, policy
-from spoolmta.model import Config, DomainPolicy, Source, Vmta
+from spoolmta.model import Config, DomainPolicy, Secret, Source, Vmta
 
 ETC = Path(__file__).parents[2] / "etc"
-COMMENTED = re.compile(r"^# (\[.*\]|[a-z-]+ = .*)$", re.MULTILINE)
+COMMENTED = re.compile(r"^# (\[.*\]|[a-z0-9-]+ = .*)$", re.MULTILINE)
 
 
 def uncommented() -> str:
@@ -33,7 +33,7 @@ def documented() -> set[str]:
     for line in uncommented().splitlines():
         if header := re.fullmatch(r"\[+(.*?)\]+", line):
             table = "domain" if "domain" in header[1] else header[1].partition(".")[0]
-        elif key := re.match(r"([a-z-]+) = ", line):
+        elif key := re.match(r"([a-z0-9-]+) = ", line):
             found.add(f"{table}.{key[1]}" if table else key[1])
     return found
 
@@ -62,7 +62,8 @@ def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -
 
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
-    told |= {"smtp_hosts": (), "connection_idle_timeout": 0.0}  # an example, and the one that is set on purpose
+    told |= {"smtp_hosts": (), "auth_username": "", "auth_password": Secret()}  # examples
+    told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")
     for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy"):

@@ -10,12 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address config policy entry message bounce verdict record rate site schedule lifecycle
-    smtp.wire smtp.client""".split()
+PURE = """errors model address config here policy entry message bounce verdict record rate site schedule lifecycle
+    sevenbit smtp.wire smtp.client smtp.transaction smtp.allowance smtp.auth""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
     transport opener control""".split()
-PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()
-TOOLS = "sink_script sink_session sink testdns demo".split()
+PROCESSES = "process state arrivals lane ledger pickup delivery supervisor".split()
+TOOLS = "sink_script sink_auth sink_counts sink_session sink testdns demo".split()
 FACE = "cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 

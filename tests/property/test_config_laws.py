@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from spoolmta import config
 from spoolmta.config import lines
 from spoolmta.config.keys import DOMAIN
 from spoolmta.errors import ConfigError
-from spoolmta.model import Config, DomainPolicy, Host, Rate
+from spoolmta.model import Config, DomainPolicy, Host, Rate, Secret
 
 BASE = 'host-name = "mta.example.com"\nspool = { directory = "spool" }\n'
 
@@ -33,12 +34,18 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "max_msg_per_connection": st.integers(0, 10**9),
     "max_rcpt_per_transaction": st.integers(1, 10**9),
     "max_msg_rate": rates,
+    "max_errors_per_connection": st.integers(0, 10**9),
+    "mx_connection_attempts": st.integers(1, 100),
+    "auth_username": st.sampled_from(["", "bulk", "ü b"]),
+    "auth_password": st.just(Secret()),
     "retry_after": schedules,
     "retry_recipients_after": schedules,
     "connection_idle_timeout": st.integers(0, 600).map(float),
 }
+flags = st.booleans()
+FLAGS = {field for field, value in msgspec.structs.asdict(DomainPolicy()).items() if isinstance(value, bool)}
 settled = st.sampled_from(DomainPolicy.__struct_fields__).flatmap(
-    lambda field: st.tuples(st.just(field), values.get(field, durations))
+    lambda field: st.tuples(st.just(field), values.get(field, flags if field in FLAGS else durations))
 )
 
 

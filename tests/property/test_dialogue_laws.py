@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolmta.model import Failure, FailureKind, Recipient, Reply, Stage
-from spoolmta.smtp.client import Capabilities, Refused, Result, Step, WireError, greet, transaction
+from spoolmta.smtp.client import Capabilities, Refused, Result, Step, WireError, greet
+from spoolmta.smtp.transaction import transaction
 from spoolmta.smtp.wire import MAX_LINE, MAX_REPLY, ProtocolError, ReplyParser, dot_stuff
 
 CODES = [220, 250, 251, 252, 354, 351, 421, 450, 451, 452, 500, 503, 550, 554]

@@ -138,7 +138,7 @@ class World:
     def mta(self, more: str = "", *, route: bool = True, sleep_after: str = "1m", start: bool = True) -> Mta:
         """A system that delivers to this world: by a fixed route to the first sink, or (`route=False`) by MX."""
         default_route = ROUTE.format(host=self.host, port=self.port) if route else ""
-        dns = "" if route else f'[dns]\nnameservers = ["{self.nameserver}"]\n'
+        dns = "" if route else f'[dns]\nnameservers = ["{self.nameserver}"]\nallow-loopback-mx = true\n'
         text = BASE.format(dns=dns, default_route=default_route, sleep_after=sleep_after) + more
         return Mta(self.path / "mta", text, start=start)
 

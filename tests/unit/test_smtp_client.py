@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from spoolmta.model import Answer, Failure, FailureKind, Recipient, Reply, Stage
-from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet, transaction
+from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet
+from spoolmta.smtp.transaction import transaction
 
 LOST = Failure(FailureKind.LOST, "connection lost")
 PIPELINING = Capabilities("mx", {"PIPELINING": ""})
@@ -147,10 +148,10 @@ def first_command(offered: dict[str, str], sender: str, recipient: Recipient, co
 
 def test_parameters_are_sent_only_if_they_are_offered() -> None:
     recipient = Recipient("r@b.c", "b.c", notify="FAILURE", orcpt="rfc822;r@b.c")
-    assert first_command({}, "s@b.c", recipient, b"\xff")[:2] == [b"MAIL FROM:<s@b.c>", b"RCPT TO:<r@b.c>"]
+    assert first_command({}, "s@b.c", recipient, b"\r\n\xff")[:2] == [b"MAIL FROM:<s@b.c>", b"RCPT TO:<r@b.c>"]
     everything = {"SIZE": "1000", "8BITMIME": "", "DSN": "", "SMTPUTF8": ""}
-    assert first_command(everything, "s@b.c", recipient, b"\xff")[:2] == [
-        b"MAIL FROM:<s@b.c> SIZE=1 BODY=8BITMIME RET=HDRS ENVID=a+2Bb+3D+C3+BC",
+    assert first_command(everything, "s@b.c", recipient, b"\r\n\xff")[:2] == [
+        b"MAIL FROM:<s@b.c> SIZE=3 BODY=8BITMIME RET=HDRS ENVID=a+2Bb+3D+C3+BC",
         b"RCPT TO:<r@b.c> NOTIFY=FAILURE ORCPT=rfc822;r@b.c",
     ]
     assert first_command({"8BITMIME": ""}, "s@b.c", recipient)[0] == b"MAIL FROM:<s@b.c>"

@@ -16,7 +16,7 @@ BASE64_LINE = 57
 MOSTLY_8BIT = 3
 """One byte in three: from there on base64 is the shorter one."""
 
-_HEADER_LINE = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\r\n]*|[ \t][^\r\n]*)")
+_HEADER_LINE = re.compile(rb"(?:[!-9;-~]+:[^\r\n]*|[ \t][^\r\n]*)")
 _FIELD = re.compile(
     rb"(?:(?<=\n)|\A)(content-type|content-transfer-encoding|mime-version|dkim-signature)[ \t]*:"
     rb"((?:[^\r\n]*\r\n)(?:[ \t][^\r\n]*\r\n)*)",

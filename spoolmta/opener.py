@@ -110,7 +110,9 @@ class Opener:
         if policy.smtp_421_means_mx_unavailable and any(
             isinstance(answer.result, Reply) and answer.result.code == 421 for answer in result.answers
         ):
-            self._shunned[host] = asyncio.get_running_loop().time() + policy.retry_after[0]
+            # Longer than what was refused there waits, or it would be the first to come back to that host.
+            pause = policy.retry_after[0] + policy.retry_recipients_after[0]
+            self._shunned[host] = asyncio.get_running_loop().time() + pause
 
     def _in_order(self, hosts: tuple[Host, ...]) -> list[Host]:
         """The hosts, best first, those last that are to be left alone: where there are no others, they will do."""

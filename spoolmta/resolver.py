@@ -1,7 +1,7 @@
 """Domain to mail hosts, host to addresses (RFC 5321 section 5.1, RFC 7505), cached, equal questions joined.
 
 What a DNS answer means for mail is in `mail_hosts`; this module asks. A server failure or silence is temporary and is
-kept for 30 seconds, so that 10,000 messages do not ask 10,000 times.
+kept for 5 seconds, so that the sessions of one domain do not all ask; retry-after-dns-error is how long its mail waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Struct
 MAX_HOSTS = 10
 MAX_RECORDS = 100
 """Postfix takes 100 records of an answer; a stranger's zone must not fill our memory."""
-MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 30.0
+MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 5.0
 MAX_EMPTY_TTL = 300.0
 """A name or record that does not exist yet will soon; dnspython says "for ever" where the SOA is missing (RFC 2308)."""
 MAX_CACHED = 20_000

@@ -78,6 +78,9 @@ class Connection(asyncio.Protocol):
         except StopIteration as stop:
             self._finish(stop.value)
             return
+        except Refused as refused:
+            self._finish(refused)
+            return
         if self._transport is None or self._transport.is_closing():
             self.stage = step.stage
             self._fail(Failure(FailureKind.LOST, "connection lost"))

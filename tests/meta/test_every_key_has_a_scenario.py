@@ -14,6 +14,7 @@ TESTS = Path(__file__).parents[1]
 LIMITS = "integration/test_limits_hold.py::"
 REFUSALS = "integration/test_refusals_are_tried_again.py::"
 SOURCES = "integration/test_sources_and_accounting_follow_their_keys.py::"
+WIRE = "integration/test_the_wire_follows_its_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
 COMMANDS = "integration/test_commands_answer.py::"
@@ -29,6 +30,7 @@ SCENARIOS = {
     "spool.min-free-inodes": SOURCES + "test_nothing_is_taken_in_where_too_little_is_free",
     "pickup.copy": SOURCES + "test_files_are_taken_or_copied_as_pickup_copy_says",
     "dns.nameservers": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",
+    "dns.allow-loopback-mx": WIRE + "test_mail_whose_mx_leads_back_to_this_machine_bounces_without_allow_loopback_mx",
     "source.default-virtual-mta": SOURCES + "test_mail_that_names_no_vmta_goes_to_the_default_of_its_source",
     "source.process-x-virtual-mta": SOURCES + "test_a_source_has_its_own_folder_and_may_ignore_what_its_mail_asks_for",
     "source.process-x-job": SOURCES + "test_a_source_has_its_own_folder_and_may_ignore_what_its_mail_asks_for",
@@ -55,6 +57,33 @@ SCENARIOS = {
     "domain.smtp-greeting-timeout": REFUSALS + "test_a_server_without_a_greeting_is_left_after_smtp_greeting_timeout",
     "domain.data-send-timeout": REFUSALS + "test_a_dot_without_an_answer_is_left_after_both_data_timeouts",
     "domain.smtp-data-termination-timeout": REFUSALS + "test_a_dot_without_an_answer_is_left_after_both_data_timeouts",
+    "domain.max-errors-per-connection": WIRE
+    + "test_a_connection_ends_after_max_errors_per_connection_and_the_rest_goes_at_once",
+    "domain.mx-connection-attempts": WIRE + "test_no_more_than_mx_connection_attempts_are_made_for_a_session",
+    "domain.smtp-multiple-line-response-timeout": WIRE
+    + "test_a_reply_without_an_end_is_left_after_smtp_multiple_line_response_timeout",
+    "domain.assume-delivery-upon-data-termination-timeout": WIRE
+    + "test_silence_after_the_dot_is_a_delivery_only_where_it_is_assumed_to_be_one",
+    "domain.retry-after-dns-error": WIRE + "test_a_failed_look_up_is_made_again_after_retry_after_dns_error",
+    "domain.bounce-upon-no-mx": WIRE + "test_a_domain_without_mx_bounces_only_where_bounce_upon_no_mx_says_so",
+    "domain.bounce-upon-5xx-greeting": WIRE
+    + "test_a_5xx_greeting_bounces_the_queue_only_where_bounce_upon_5xx_greeting_says_so",
+    "domain.bounce-upon-transfer-failure": WIRE
+    + "test_a_connection_lost_in_the_content_bounces_only_where_bounce_upon_transfer_failure_says_so",
+    "domain.smtp-553-means-invalid-mailbox": WIRE
+    + "test_a_553_without_a_status_means_what_smtp_553_means_invalid_mailbox_says",
+    "domain.smtp-421-means-mx-unavailable": WIRE
+    + "test_after_a_421_the_next_host_is_used_where_smtp_421_means_mx_unavailable",
+    "domain.replace-smtp-421-service-response": WIRE
+    + "test_the_words_of_a_421_are_replaced_by_replace_smtp_421_service_response",
+    "domain.ignore-8bitmime": WIRE + "test_8_bit_content_is_made_7_bit_where_8bitmime_is_ignored_by_ignore_8bitmime",
+    "domain.ignore-chunking": WIRE + "test_content_goes_as_a_chunk_unless_ignore_chunking_says_otherwise",
+    "domain.ignore-pipelining": WIRE + "test_commands_are_one_write_unless_ignore_pipelining_says_otherwise",
+    "domain.ignore-dsn": WIRE + "test_what_a_recipient_asks_of_dsns_is_passed_on_unless_ignore_dsn_says_otherwise",
+    "domain.auth-username": WIRE + "test_a_smarthost_takes_mail_after_a_login_with_auth_username_and_auth_password",
+    "domain.auth-password": WIRE + "test_a_smarthost_takes_mail_after_a_login_with_auth_username_and_auth_password",
+    "domain.use-unencrypted-plain-auth": WIRE
+    + "test_the_password_is_shown_without_tls_only_with_use_unencrypted_plain_auth",
     "acct-file.path": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.records": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.move-interval": SOURCES + "test_an_accounting_file_is_moved_when_it_is_old_or_large",

@@ -71,7 +71,7 @@ class Opener:
                 continue
             if not policy.smtp_hosts and any(self.resolver.here.is_own(address) for address in addresses):
                 # The hosts behind this one are worse than we are, and may only send the mail to us (RFC 5321 5.1).
-                return result if tries else _loops_back(domain, host, policy, on_lost)
+                return _loops_back(domain, host, policy, on_lost) if host is route.hosts[0] else result
             for address in addresses:
                 tries += 1
                 if tries > policy.mx_connection_attempts:

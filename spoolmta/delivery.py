@@ -399,7 +399,7 @@ class Delivery:
         self._note(lane, loaded, answers)
         if lane.unsent and reusable and not self._is_leaving:
             self._request_turn()
-            self._send(lane)
+            self._loop.call_soon(self._send, lane)  # a result may come at once, and a message may have thousands
             return
         last = result.answers[-1]
         at_once = lane.may_go_at_once

@@ -19,21 +19,18 @@ _SIZE = re.compile(r"[0-9]{1,20}")
 
 def agree(offered: Capabilities, policy: DomainPolicy) -> Capabilities:
     """The capabilities with our limits of their use, and the server's own (SIZE, RFC 1870; LIMITS, RFC 9422)."""
-    ignored = frozenset(
-        keyword
-        for keyword, is_ignored in (
-            ("PIPELINING", policy.ignore_pipelining),
-            ("CHUNKING", policy.ignore_chunking),
-            ("8BITMIME", policy.ignore_8bitmime),
-            ("DSN", policy.ignore_dsn),
-        )
-        if is_ignored
-    )
+    ignored = {
+        "PIPELINING": policy.ignore_pipelining,
+        "CHUNKING": policy.ignore_chunking,
+        "8BITMIME": policy.ignore_8bitmime,
+        "DSN": policy.ignore_dsn,
+    }
     limits = {name.upper(): int(number) for name, number in _LIMIT.findall(offered.keywords.get("LIMITS", ""))}
     size = _SIZE.fullmatch(offered.keywords.get("SIZE", "").strip())
     return msgspec.structs.replace(
         offered,
-        ignored=ignored,
+        keywords={key: value for key, value in offered.keywords.items() if not ignored.get(key)},
+        told=offered.listing,
         max_size=int(size[0]) if size else 0,
         max_recipients=limits.get("RCPTMAX", 0),
         max_messages=limits.get("MAILMAX", 0),

@@ -40,23 +40,23 @@ class Step(Struct, frozen=True):
 
 class Capabilities(Struct, frozen=True):
     """What a server offered: EHLO keywords in upper case with their parameters (RFC 5321 section 4.1.1.1), and how much
-    of that is used: `ignored` are keywords that we act as if we had not seen; 0 is no limit (bytes, recipients of a
-    transaction, transactions of a session). All but the first two come from `smtp.allowance.agree`."""
+    of that is used: `told` lists all it said where `keywords` are only those we use; 0 is no limit (bytes, recipients
+    of a transaction, transactions of a session). All but the first two come from `smtp.allowance.agree`."""
 
     greeting: str = ""
     keywords: dict[str, str] = {}
-    ignored: frozenset[str] = frozenset()
+    told: str = ""
     max_size: int = 0
     max_recipients: int = 0
     max_messages: int = 0
     stays_after_421: bool = False
 
     def __contains__(self, keyword: str) -> bool:
-        return keyword in self.keywords and keyword not in self.ignored
+        return keyword in self.keywords
 
     @property
     def listing(self) -> str:
-        return ",".join(self.keywords)
+        return self.told or ",".join(self.keywords)
 
 
 class Refused(Exception):

@@ -36,19 +36,21 @@ def transaction(
     envid: str = "",
 ) -> Transaction:
     """Send one message to up to a connection's worth of recipients. `content` is CRLF text, not yet dot-stuffed."""
-    fit = _fit(content, offered)
-    if isinstance(fit, Failure):
-        return Result([Answer(Stage.MAIL, fit)] * len(recipients), True)
-    content = fit
+    keywords = offered.keywords
+    if 0 < offered.max_size < len(content) or ("8BITMIME" not in keywords and not content.isascii()):
+        fit = _fit(content, offered)
+        if isinstance(fit, Failure):
+            return Result([Answer(Stage.MAIL, fit)] * len(recipients), True)
+        content = fit
     commands, answers = _commands(sender, recipients, content, offered, ret, envid)
     asked = [index for index, answer in enumerate(answers) if answer is None]
     if not asked:
         return Result([answer for answer in answers if answer is not None], True)
     state = _State(answers, asked, offered.stays_after_421)
-    uses_bdat = "CHUNKING" in offered
+    uses_bdat = "CHUNKING" in keywords
     data: Reply | None = None
     try:
-        if "PIPELINING" in offered:
+        if "PIPELINING" in keywords:
             group = b"".join([commands[0], *(commands[index + 1] for index in asked)])
             replies = yield Step(group if uses_bdat else group + b"DATA\r\n", len(asked) + 2 - uses_bdat, Stage.MAIL)
             state.read_mail(replies[0])
@@ -249,13 +251,14 @@ def _commands(
             text = f"the host does not offer SMTPUTF8, which the {'sender' if needs_utf8 else 'address'} needs"
             answers[index] = Answer(Stage.RCPT, Failure(FailureKind.UNSENDABLE, text))
     parameters = ""
-    if "SIZE" in offered:
+    keywords = offered.keywords
+    if "SIZE" in keywords:
         parameters += f" SIZE={len(content)}"
-    if "8BITMIME" in offered and not content.isascii():
+    if "8BITMIME" in keywords and not content.isascii():
         parameters += " BODY=8BITMIME"
     if needs_utf8:
         parameters += " SMTPUTF8"
-    dsn = "DSN" in offered
+    dsn = "DSN" in keywords
     if dsn and ret:
         parameters += f" RET={ret}"
     if dsn and envid:

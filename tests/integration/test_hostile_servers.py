@@ -9,10 +9,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
-from spoolmta.model import Failure, FailureKind, Recipient, Reply, Stage
+from spoolmta import bounce
+from spoolmta.model import Answer, Failure, FailureKind, Outcome, Recipient, Reply, Stage
 from spoolmta.smtp.client import Capabilities, Refused, Result, greet
 from spoolmta.smtp.transaction import transaction
 from spoolmta.transport import Connection, connect
+from spoolmta.verdict import judge
 from tests.support.scripted import Scripted, Serve, Talk
 
 BODY = b"Subject: a\r\n\r\nb\r\n"
@@ -234,6 +236,31 @@ def test_r4_a_greeting_that_is_none_is_trouble_of_the_host(speaks: bool) -> None
         assert refused.answer.result.kind is (FailureKind.PROTOCOL if speaks else FailureKind.LOST)
 
     meet(serve, story)
+
+
+@pytest.mark.parametrize("more", [b"250 ok\r\n", b"250-evil\r\n250 AUTH PLAIN\r\n", b"250-evil"])
+def test_t2_words_behind_the_answer_to_ehlo_are_not_taken_for_an_answer_to_what_comes_next(more: bytes) -> None:
+    def serve(talk: Talk) -> None:
+        talk.say("220 scripted.test")
+        talk.line()
+        talk.sock.sendall(b"250-scripted.test\r\n250 PIPELINING\r\n" + more)
+        talk.line()
+
+    async def story(client: Client) -> None:
+        refused = await client.run(greet("me.test"))
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.answer.result, Failure)
+        assert refused.answer.result.kind is FailureKind.PROTOCOL
+
+    meet(serve, story)
+
+
+@pytest.mark.parametrize(("reply", "status"), [("550 4.7.1 no", "5.7.1"), ("450 5.1.1 no", "4.1.1")])
+def test_r5_the_class_of_a_status_is_that_of_the_reply(reply: str, status: str) -> None:
+    code, _, text = reply.partition(" ")
+    answer = Answer(Stage.RCPT, Reply(int(code), (text,)))
+    assert bounce.status_of(Reply(int(code), (text,))) == status
+    assert (judge(answer).outcome is Outcome.BOUNCED) == (code == "550")
 
 
 EVIL = "\x1b[31m\x00,\"=cmd|' /C calc'!A0\"<script>\u2028\x9b"

@@ -68,6 +68,10 @@ smtp-hosts = ["[127.0.0.2]:{refusing}"]
 bounce-upon-5xx-greeting = true
 [domain."greeting-waits.test"]
 smtp-hosts = ["[127.0.0.2]:{refusing}"]
+[domain."crowd.test"]
+smtp-hosts = ["[127.0.0.2]:{refusing}"]
+bounce-upon-5xx-greeting = true
+max-rcpt-per-transaction = 1
 [domain."transfer.test"]
 bounce-upon-transfer-failure = true
 [domain."no-553.test"]
@@ -208,6 +212,7 @@ def submit(mta: Mta) -> None:
         drop(mta, f"user@{name}.test NOTIFY=NEVER")
     drop(mta, *(f"{number}@few.test" for number in range(8)), "550@few.test")
     drop(mta, *(f"{number}@limits.test" for number in range(7)))
+    drop(mta, *(f"{number}@crowd.test" for number in range(1500)))
     drop(mta, "user@small.test", body="x" * 3000)
     drop(mta, "ü@small.test")
     drop(mta, "user@stalled.test", body="x" * 70 + "\n" * 20_000_000)
@@ -322,6 +327,11 @@ def test_a_5xx_greeting_bounces_the_queue_only_where_bounce_upon_5xx_greeting_sa
         assert "554" in row["dsnDiag"]
     assert "554" in the_queue_row(system, "greeting-waits.test")["dsnDiag"]
     assert to(system.mta, "user@greeting-waits.test") == []
+
+
+def test_thousands_of_answers_that_come_at_once_are_written_one_after_the_other(system: Running) -> None:
+    system.mta.wait_for(lambda: sum(row["queue"] == "crowd.test/default" for row in system.mta.rows("b")) == 1500)
+    assert "ended with status" not in system.mta.log()
 
 
 def test_a_connection_lost_in_the_content_bounces_only_where_bounce_upon_transfer_failure_says_so(

@@ -24,7 +24,7 @@ def login(mechanism: str, initial: bytes | None, username: str, password: str) -
                 f"{username}\0{username}\0{password}".encode(),
             )
         if mechanism == "LOGIN":
-            name = _decoded((yield b"Username:"))
+            name = _decoded(initial if initial is not None else (yield b"Username:"))
             return (name, _decoded((yield b"Password:"))) == (username.encode(), password.encode())
         answer = _decoded((yield CHALLENGE))
     except binascii.Error:

@@ -9,6 +9,9 @@ start is an empty message.
 What a message counts as: it is accepted when the 2xx to its dot is decided, that is after a scripted delay, and it
 is never both accepted and `drop-at-dot` or `silent-at-dot`.
 
+With CHUNKING the octets of a BDAT are counted off, and thrown away where there is no transaction for them. The record
+tells which verb a message came with. With AUTH, nobody sends mail before a good login.
+
 Sizes are those of the wire: with the doubled dots, without the final dot line. Extensions that are switched off are
 not only not offered: their MAIL and RCPT parameters are refused, and without PIPELINING a command that came before
 the reply to the one before it is answered 503.

@@ -354,6 +354,8 @@ class Scheduler:
         state = site.condition
         if site.tick_at <= now:
             self._refresh(site, now)
+        if site.tick_at < math.inf:  # an item has one time, so all that is awaited is armed whenever it is served
+            self._agenda.arm(site.tick_at, site)
         is_blocked = state.blocked_until > now or state.paused is not None
         site.hold = ""
         if is_blocked:
@@ -476,7 +478,6 @@ class Scheduler:
                 group.idle.remove(session)
                 self._sessions.forget(session)
                 self._decided.append(Close(session.number))
-        self._agenda.mark(site)
 
     def _retire(self, site: Site, now: float) -> None:
         """Forget a site without mail and sessions, once its rates do not need it; its condition is remembered."""

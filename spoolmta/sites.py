@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from spoolmta import condition
@@ -83,8 +82,7 @@ class Sites:
         self.tell(site.key, state)
         site.limits.set_policy(site.policy, condition.in_force(site.policy, state), now)
         site.tick_at = condition.next_time(state)
-        if site.tick_at < math.inf:
-            self._agenda.arm(site.tick_at, site)
+        self._agenda.mark(site)
 
     def tell(self, key: str, state: Condition) -> None:
         """Its events since the last time are news."""

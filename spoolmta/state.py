@@ -32,7 +32,7 @@ class State(Struct, frozen=True):
 
     wake: float
     sites: dict[str, Condition]
-    counts: trigger.State = trigger.State()
+    counts: trigger.State = msgspec.field(default_factory=trigger.State)
 
 
 def load(layout: Layout, vmta: str) -> State:

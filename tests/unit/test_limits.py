@@ -324,3 +324,17 @@ def test_new_mail_wakes_a_site_in_retry_only_where_it_may() -> None:
         scheduler.add("a.test", f"{int(NOW)}.M000000P1Q2.mx,S=1,C=00000000,J=0", 0, NOW + 1)
         opened = [action for action in scheduler.step(NOW + 1)[0] if isinstance(action, Open)]
         assert len(opened) == int(may)
+
+
+def test_a_pause_ends_also_for_mail_that_was_deferred_before_it() -> None:
+    story = Story(DomainPolicy(connection_idle_timeout=1.0), mail=1)
+    name = f"{int(NOW)}.M000000P1Q9.mx,S=1,C=00000000,J=0:1,1,{int(NOW) + 1}"
+    story.run(0.1)
+    story.scheduler.add("a.test", name, NOW + 1, NOW)
+    state = story.scheduler.known.condition_of("site")
+    condition.pause(state, NOW, "a rule", NOW + 3)
+    story.scheduler.changed("site", NOW)
+    story.run(2.8)
+    assert len(story.sent) == 1
+    story.run(1)
+    assert len(story.sent) == 2

@@ -17,7 +17,7 @@ import time
 
 from spoolmta import disk
 from spoolmta.errors import SpoolError
-from spoolmta.model import AcctFile, Struct
+from spoolmta.model import MORE_COLUMNS, AcctFile, Struct
 from spoolmta.shared import Cell, Page, Row
 
 DELIVERY_COLUMNS = (
@@ -35,16 +35,25 @@ COLUMNS = {
     "tq": QUEUE_COLUMNS,
     "r": RECEIPT_COLUMNS,
 }
-"""The columns of each record type. The first value of a row is the type."""
+"""The usual columns of each record type. A row's first value is its type; the values of MORE_COLUMNS are behind."""
 
+USUAL: dict[str, tuple[str, ...]] = {}
 RESERVE = 1 << 20
 
 
-def header(records: tuple[str, ...]) -> list[str]:
-    """The columns of a file with these record types: those of `d`, `b`, `t` keep their place, others follow."""
+def fields_of(record: str, fields: dict[str, tuple[str, ...]]) -> list[str]:
+    """The columns of one record type where `record-fields` says so: the usual ones, and more by name."""
+    return [*COLUMNS[record], *fields.get(record, ())[1:]]
+
+
+def header(records: tuple[str, ...], fields: dict[str, tuple[str, ...]] = USUAL) -> list[str]:
+    """The columns of a file with these record types: those of `d`, `b`, `t` keep their place, others follow, and
+    those that were asked for by name come last."""
     columns: dict[str, None] = {}
     for record in sorted(records, key=lambda record: list(COLUMNS).index(record)):
         columns.update(dict.fromkeys(COLUMNS[record]))
+    for record in records:
+        columns.update(dict.fromkeys(fields_of(record, fields)))
     return list(columns)
 
 
@@ -82,12 +91,14 @@ class Clock:
 
 
 class _Target(Struct):
-    """One open accounting file and how each record type fits its header."""
+    """One open accounting file and how each record type fits its header: `own` is how many values go to the first
+    columns as they are; where that is not all that is wanted, `places` says for each column which value it takes (or
+    -1). Both in one look-up a row."""
 
     path: str
     file: disk.AppendFile
-    places: dict[str, list[int] | None]
-    width: dict[str, int]
+    places: dict[str, tuple[int, list[int] | None]]
+    width: int
     lines: list[str]
 
 
@@ -123,14 +134,15 @@ class Log:
 
     def _open_one(self, file: AcctFile) -> _Target:
         make(file)
-        columns = header(file.records)
-        places: dict[str, list[int] | None] = {}
-        width = {}
+        columns = header(file.records, file.record_fields)
+        places: dict[str, tuple[int, list[int] | None]] = {}
         for record in file.records:
-            own = COLUMNS[record]
-            places[record] = None if columns[: len(own)] == own else [columns.index(name) for name in own]
-            width[record] = len(columns)
-        return _Target(file.path, disk.AppendFile(file.path, RESERVE, shared=True), places, width, [])
+            own = fields_of(record, file.record_fields)
+            all_there = [*COLUMNS[record], *MORE_COLUMNS.get(record, ())]
+            is_plain = columns[: len(own)] == own == all_there[: len(own)]
+            sources = [all_there.index(name) if name in own else -1 for name in columns]
+            places[record] = len(own), None if is_plain else sources
+        return _Target(file.path, disk.AppendFile(file.path, RESERVE, shared=True), places, len(columns), [])
 
     def _opened(self) -> None:
         self._wanted = frozenset(record for file in self._files for record in file.records)
@@ -141,20 +153,19 @@ class Log:
         return record in self._wanted
 
     def write(self, values: list[str]) -> None:
-        """Collect one row: the values of COLUMNS[values[0]], in order."""
+        """Collect one row: the values of COLUMNS[values[0]], and of MORE_COLUMNS, in order."""
         record = values[0]
         self.is_dirty = True
         for target in self._targets:
             if record not in target.places:
                 continue
-            places, width = target.places[record], target.width[record]
+            own, places = target.places[record]
             if places is None:
-                missing = width - len(values)
-                cells = values + [""] * missing if missing else values
+                cells = values[:own]
+                if own < target.width:
+                    cells += [""] * (target.width - own)
             else:
-                cells = [""] * width
-                for place, value in zip(places, values, strict=True):
-                    cells[place] = value
+                cells = [values[place] if place >= 0 else "" for place in places]
             target.lines.append(csv_line(cells))
 
     def flush(self) -> None:
@@ -242,7 +253,7 @@ def make(file: AcctFile) -> None:
 def _write_header(file: AcctFile) -> str:
     temporary = f"{file.path}.making.{os.getpid()}"
     disk.remove(temporary)
-    disk.write_new(temporary, csv_line(header(file.records)).encode())
+    disk.write_new(temporary, csv_line(header(file.records, file.record_fields)).encode())
     return temporary
 
 
@@ -338,7 +349,7 @@ class Rotation:
         return list(self._files)
 
     def _has_rows(self, file: AcctFile, size: int) -> bool:
-        return size > len(csv_line(header(file.records)).encode())
+        return size > len(csv_line(header(file.records, file.record_fields)).encode())
 
     def _final_name(self, path: str, now: float) -> str:
         """`acct.csv` becomes `acct-YYYY-MM-DD-NNNN.csv`; NNNN is one above the highest there is for that day."""

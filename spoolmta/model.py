@@ -22,6 +22,7 @@ class Stage(enum.Enum):
     CONNECT = "connect"
     GREETING = "greeting"
     EHLO = "ehlo"
+    STARTTLS = "starttls"
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
@@ -45,6 +46,8 @@ class FailureKind(enum.Enum):
     NO_HOST = "no usable mail host"
     EXPIRED = "message expired"
     UNSENDABLE = "message cannot be sent to this host"
+    NO_TLS = "TLS not available"
+    TLS = "TLS failed"
 
 
 class Outcome(enum.Enum):
@@ -197,6 +200,13 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     smtp_greeting_timeout: float = 300.0
     data_send_timeout: float = 180.0
     smtp_data_termination_timeout: float = 600.0
+    use_starttls: bool = True
+    require_starttls: bool = False
+    smtp_tls_verify: bool = False
+    smtp_tls_min_version: str = "1.2"
+    smtp_tls_ca_file: str = ""
+    smtp_client_certificate: str = ""
+    reuse_ssl_session: bool = True
 
 
 class Setting(Struct, frozen=True):
@@ -245,13 +255,19 @@ class Source(Struct, frozen=True, kw_only=True):
     max_message_size: int = 50_000_000
 
 
+MORE_COLUMNS: dict[str, tuple[str, ...]] = dict.fromkeys(("d", "b", "t"), ("dlvTlsProtocol", "dlvTlsCipher"))
+"""What an accounting file can have by name behind the usual columns, by record type."""
+
+
 class AcctFile(Struct, frozen=True, kw_only=True):
-    """One accounting file: which record types it takes, and when it is rotated (seconds, bytes)."""
+    """One accounting file: which record types it takes, with which columns ("*" are the usual ones), and when it is
+    rotated (seconds, bytes)."""
 
     path: str
     records: tuple[str, ...] = ("d", "b")
     move_interval: float = 86_400.0
     max_size: int = 250_000_000
+    record_fields: dict[str, tuple[str, ...]] = {}
 
 
 CopyMode = Literal["auto", "always", "never"]

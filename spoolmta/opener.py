@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Reply, SourceHost, Stage, Struct, Vmta
+from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Host, Reply, SourceHost, Stage, Struct, Vmta
 from spoolmta.resolver import Resolver, Unroutable
-from spoolmta.smtp.client import Capabilities, Refused, WireError, greet
+from spoolmta.smtp import starttls
+from spoolmta.smtp.client import Capabilities, Refused, WireError
+from spoolmta.smtp.starttls import PLAIN, Demand, Level
+from spoolmta.tls import Handshake, Sessions, Unloadable, context_for
+from spoolmta.tls_channel import Channel
 from spoolmta.transport import Connection, connect
 
+HANDSHAKE_TIMEOUT = 60.0
+"""Seconds for the reply to STARTTLS, and for the handshake: a host that hangs there is common enough (KumoMTA waits 5),
+and where nobody demands TLS its mail still goes out."""
+BROKEN_FOR = 3600.0
+"""Seconds for which a host whose handshake failed gets its mail without TLS, so that not every connection pays for a
+failure; where TLS is demanded it is tried all the same."""
+MAX_BROKEN = 10_000
 MAX_CONNECTS = 10
 """Addresses tried for one session (reliability: a zone with 10,000 black holes must not hold it for ever)."""
 
@@ -21,6 +33,8 @@ class Ends(Struct, frozen=True):
     host: str = ""
     address: str = ""
     source: str = ""
+    tls_protocol: str = ""
+    tls_cipher: str = ""
 
 
 class Opened(Struct, frozen=True):
@@ -36,6 +50,12 @@ class NotOpened(Struct, frozen=True):
 
     failure: Reply | Failure
     ends: Ends
+    stage: Stage = Stage.CONNECT
+    was_resuming: bool = False
+
+    @property
+    def answer(self) -> Answer:
+        return Answer(self.stage, self.failure)
 
     @property
     def is_ours(self) -> bool:
@@ -51,6 +71,8 @@ class Opener:
         self._host_name = host_name
         self.resolver = resolver
         self._turn = 0
+        self._sessions = Sessions()
+        self._broken: dict[str, float] = {}
 
     async def open(self, domain: str, policy: DomainPolicy, on_lost: Callable[[], None]) -> Opened | NotOpened:
         """Try the domain's hosts in order, and their addresses; the first that greets us well."""
@@ -69,35 +91,82 @@ class Opener:
                 tries += 1
                 if tries > MAX_CONNECTS:
                     return result
-                attempt = await self._try(host, address, policy, on_lost)
+                attempt = await self._try(host, address, policy, starttls.configured(policy), on_lost)
                 if isinstance(attempt, Opened):
                     return attempt
                 result = attempt
         return result
 
     async def _try(
-        self, host: Host, address: str, policy: DomainPolicy, on_lost: Callable[[], None]
+        self, host: Host, address: str, policy: DomainPolicy, demand: Demand, on_lost: Callable[[], None]
+    ) -> Opened | NotOpened:
+        """One address of a host: with TLS as demanded, where TLS fails and nobody demands it once more without."""
+        if demand.level is Level.OPPORTUNISTIC and self._is_broken(host):
+            demand = PLAIN
+        attempt = await self._attempt(host, address, policy, demand, on_lost)
+        if isinstance(attempt, NotOpened) and attempt.was_resuming and attempt.stage is Stage.STARTTLS:
+            attempt = await self._attempt(host, address, policy, demand, on_lost)  # the session is forgotten by now
+        if isinstance(attempt, Opened) or not starttls.may_retry_plain(demand, attempt.answer):
+            return attempt
+        self._note_broken(host)
+        return await self._attempt(host, address, policy, PLAIN, on_lost)
+
+    async def _attempt(
+        self, host: Host, address: str, policy: DomainPolicy, demand: Demand, on_lost: Callable[[], None]
     ) -> Opened | NotOpened:
         loop = asyncio.get_running_loop()
         source = self._choose_source(address)
+        ends = Ends(host.name, address, source.address)
         connection = Connection(loop, timeouts(policy), on_lost)
-        port = host.port or policy.default_smtp_port
         try:
+            connection.handshake = self._handshake(host, address, policy, demand)
+            port = host.port or policy.default_smtp_port
             used = await connect(loop, connection, address, port, source.address, policy.connect_timeout)
+        except Unloadable as error:
+            return NotOpened(Failure(FailureKind.LOCAL, str(error)), ends)
         except WireError as error:
-            return NotOpened(error.failure, Ends(host.name, address, source.address))
-        ends = Ends(host.name, address, used)
+            return NotOpened(error.failure, ends)
         greeted: asyncio.Future[Any] = loop.create_future()
-        connection.run(greet(source.host_name or self._vmta.host_name or self._host_name), greeted.set_result)
+        name = source.host_name or self._vmta.host_name or self._host_name
+        connection.run(starttls.open_session(name, demand), greeted.set_result)
         try:
             result = await greeted
         except asyncio.CancelledError:
             connection.abort()
             raise
+        ends = _ends(host, address, used, connection.channel)
         if isinstance(result, Refused):
             connection.quit()
-            return NotOpened(result.answer.result, ends)
+            self._forget_session(connection, host, address)
+            was_resuming = connection.handshake is not None and connection.handshake.session is not None
+            return NotOpened(result.answer.result, ends, result.answer.stage, was_resuming)
+        self._keep_session(connection, host, address, policy)
         return Opened(connection, ends, result)
+
+    def _handshake(self, host: Host, address: str, policy: DomainPolicy, demand: Demand) -> Handshake | None:
+        """How TLS begins there; None where it will not. Raises Unloadable."""
+        if demand.level is Level.NONE:
+            return None
+        context = context_for(policy, demand.level)
+        session = self._sessions.find(context, host.name, address) if policy.reuse_ssl_session else None
+        return Handshake(context, host.name, session)
+
+    def _keep_session(self, connection: Connection, host: Host, address: str, policy: DomainPolicy) -> None:
+        if connection.handshake and connection.channel and policy.reuse_ssl_session:
+            self._sessions.keep(connection.handshake.context, host.name, address, connection.channel)
+
+    def _forget_session(self, connection: Connection, host: Host, address: str) -> None:
+        if connection.handshake:
+            self._sessions.forget(connection.handshake.context, host.name, address)
+
+    def _is_broken(self, host: Host) -> bool:
+        until = self._broken.get(host.name)
+        return until is not None and until > time.monotonic()
+
+    def _note_broken(self, host: Host) -> None:
+        if len(self._broken) >= MAX_BROKEN:
+            del self._broken[next(iter(self._broken))]
+        self._broken[host.name] = time.monotonic() + BROKEN_FOR
 
     def _choose_source(self, address: str) -> SourceHost:
         """The next of the VMTA's addresses of the destination's family."""
@@ -115,11 +184,18 @@ class Opener:
         return frozenset(6 if ":" in host.address else 4 for host in self._vmta.source_hosts)
 
 
+def _ends(host: Host, address: str, source: str, channel: Channel | None) -> Ends:
+    if channel is None or not channel.is_ready:
+        return Ends(host.name, address, source)
+    return Ends(host.name, address, source, channel.protocol, channel.cipher)
+
+
 def timeouts(policy: DomainPolicy) -> dict[Stage, float]:
     """Seconds to wait at each stage: RFC 5321 section 4.5.3.2 where no directive says otherwise."""
     return {
         Stage.GREETING: policy.smtp_greeting_timeout,
         Stage.EHLO: 300.0,
+        Stage.STARTTLS: HANDSHAKE_TIMEOUT,
         Stage.MAIL: 300.0,
         Stage.RCPT: 300.0,
         Stage.DATA: 120.0,

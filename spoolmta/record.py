@@ -35,6 +35,8 @@ class Attempt(Struct, frozen=True):
     pool: str
     entry_id: str
     attempts: int
+    tls_protocol: str = ""
+    tls_cipher: str = ""
 
 
 MAX_TEXT = 2000
@@ -75,7 +77,7 @@ def _cut(reply: Reply) -> Reply:
 
 
 def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict) -> list[str]:
-    """A `d`, `b` or `t` row."""
+    """A `d`, `b` or `t` row: the usual columns, and behind them all that can be had by name (MORE_COLUMNS)."""
     code, diagnostic, category = status(answer.result)
     if verdict.outcome is Outcome.DELIVERED:
         kind, action, size, category = "d", "relayed", str(attempt.size), ""
@@ -111,6 +113,8 @@ def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdic
         attempt.pool,
         attempt.entry_id,
         str(attempt.attempts),
+        attempt.tls_protocol,
+        attempt.tls_cipher,
     ]
 
 

@@ -156,6 +156,10 @@ class Options:
     enhanced_status_codes: bool = True
     smtputf8: bool = True
     dsn: bool = True
+    tls_certificate: str = ""  # PEM with the key; offers STARTTLS
+    tls_version: str = ""  # the only one spoken
+    tls_client_ca: str = ""  # demands a client's certificate
+    starttls: str = "ok"  # how well it is done: see sink_tls
     reuse_port: bool = False  # several processes on one address
     record: str = ""
     maildir: str = ""
@@ -189,7 +193,9 @@ class Replies:
                 self.mail_keys.update(mail_keys)
                 self.rcpt_keys.update(rcpt_keys)
         lines = [f"250-{text}\r\n" for text in offers]
-        self.ehlo = "".join([*lines[:-1], lines[-1].replace("250-", "250 ", 1)]).encode()
+        self.ehlo = self.ehlo_in_tls = "".join([*lines[:-1], lines[-1].replace("250-", "250 ", 1)]).encode()
+        if options.tls_certificate:
+            self.ehlo = "".join([*lines, "250 STARTTLS\r\n"]).encode()
         self.helo = f"250 {options.host_name}\r\n".encode()
         self.mail = reply(250, "2.1.0", "Ok")
         self.rcpt = reply(250, "2.1.5", "Ok")

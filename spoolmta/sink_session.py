@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from spoolmta import sink_tls
 from spoolmta.errors import SpoolError
 from spoolmta.sink_script import (
     GARBAGE_REPLY,
@@ -36,6 +37,7 @@ from spoolmta.sink_script import (
     behaviour_of,
     scripted_reply,
 )
+from spoolmta.tls_channel import Channel
 
 if TYPE_CHECKING:
     from spoolmta.sink import Sink
@@ -90,6 +92,9 @@ class Session(asyncio.Protocol):
         self.out: list[bytes] = []
         self.in_body = self.waiting = self.over = self.reset_on_close = self.silent = False
         self.held = False  # replies wait for the record
+        self.channel: Channel | None = None
+        self.discards = False  # what came behind STARTTLS
+        self.says_to_hello: bytes | None = None  # instead of a handshake
         self.timer: asyncio.TimerHandle | None = None
         self.messages = 0
         self.new_transaction()
@@ -136,6 +141,10 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.over:
             return
+        if self.says_to_hello is not None:
+            self.finish(self.says_to_hello)
+            self.flush()
+            return
         if self.kept:
             data = self.kept + data
         if self.waiting:
@@ -158,6 +167,9 @@ class Session(asyncio.Protocol):
             line = data[position:end]
             position = end + 1
             self.line(line, position < size)
+            if self.discards:
+                self.discards, self.kept = False, b""
+                return
         self.kept = b"" if self.over else data[position:]
         if len(self.kept) > LINE_LIMIT and not self.waiting:
             self.finish(self.replies.line)
@@ -217,7 +229,25 @@ class Session(asyncio.Protocol):
         if name in self.pair.names or len(self.pair.names) < NAMES_LIMIT:
             self.pair.names[name] += 1
         self.new_transaction()
-        self.out.append(self.replies.ehlo if text[0] in "Ee" else self.replies.helo)
+        ehlo = self.replies.ehlo if self.channel is None else self.replies.ehlo_in_tls
+        self.out.append(ehlo if text[0] in "Ee" else self.replies.helo)
+
+    def starttls(self, text: str) -> None:
+        if not self.options.tls_certificate or text.upper() != "STARTTLS":
+            self.out.append(self.replies.unknown if len(text) == 8 else self.replies.syntax)
+        elif self.channel is not None or not self.name or self.sender is not None:
+            self.out.append(self.replies.order)
+        else:
+            sink_tls.answer(self)
+
+    def secured(self) -> None:
+        """All that was said before TLS is forgotten."""
+        self.name = ""
+
+    def not_secured(self, reason: str) -> None:
+        self.sink.tls_troubles[reason] += 1
+        self.over = True
+        self.transport.close()
 
     def mail(self, text: str) -> None:
         replies = self.replies
@@ -429,6 +459,7 @@ _COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "HELO": Session.hello,
     "MAIL": Session.mail,
     "RCPT": Session.rcpt,
+    "STAR": Session.starttls,
     "DATA": Session.data,
     "RSET": Session.restart,
     "NOOP": Session.nothing,

@@ -6,7 +6,7 @@
 | anywhere | 421, a lost or silent connection, no SMTP | deferred | session |
 | MAIL, DATA, end of data | 4xx / 5xx | deferred / bounced | message |
 | RCPT | 4xx / 5xx | deferred / bounced | recipient |
-| connect, greeting, EHLO | anything | deferred | host: the next one is tried |
+| connect, greeting, EHLO, STARTTLS | anything | deferred | host: the next one is tried |
 | resolve | does not exist, accepts no mail, no usable host | bounced | site |
 | resolve | DNS trouble | deferred | site |
 
@@ -30,7 +30,7 @@ class Verdict(Struct, frozen=True):
 
 DELIVERED = Verdict(Outcome.DELIVERED, Scope.RECIPIENT)
 
-_HOST_STAGES = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO})
+_HOST_STAGES = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.STARTTLS})
 _FINAL_AT_RESOLVE = frozenset({FailureKind.NO_DOMAIN, FailureKind.NULL_MX, FailureKind.NO_HOST})
 
 

@@ -55,12 +55,20 @@ DOMAIN: dict[str, Kind] = {
     "smtp-greeting-timeout": duration("5m"),
     "data-send-timeout": duration("3m"),
     "smtp-data-termination-timeout": duration("10m"),
+    "use-starttls": values.FLAG,
+    "require-starttls": values.FLAG,
+    "smtp-tls-verify": values.FLAG,
+    "smtp-tls-min-version": choice("1.0", "1.1", "1.2", "1.3"),
+    "smtp-tls-ca-file": PATH,
+    "smtp-client-certificate": PATH,
+    "reuse-ssl-session": values.FLAG,
 }
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,
     "records": subset("r", "d", "b", "t", "tq"),
     "move-interval": duration("1d"),
     "max-size": size(1),
+    "record-fields": values.RECORD_FIELDS,
 }
 
 TABLES: dict[str, dict[str, Kind]] = {

@@ -11,6 +11,7 @@ import pytest
 
 from spoolmta import config, policy
 from spoolmta.model import Config, DomainPolicy, Source, Vmta
+from tests.support.tls import Authority
 
 ETC = Path(__file__).parents[2] / "etc"
 COMMENTED = re.compile(r"^# (\[.*\]|[a-z-]+ = .*)$", re.MULTILINE)
@@ -24,6 +25,9 @@ def uncommented() -> str:
 def with_everything(tmp_path: Path) -> Config:
     """The shipped configuration with every key in use that is commented out in it."""
     shutil.copytree(ETC, tmp_path / "etc")
+    authority = Authority(tmp_path)
+    shutil.copy(authority.ca, tmp_path / "etc/ca.pem")
+    shutil.copy(authority.certificate("mta.example.com"), tmp_path / "etc/client.pem")
     (tmp_path / "etc/spoolmta.toml").write_text(f"{uncommented()}\n[vmta.news]\n")
     return config.load(str(tmp_path / "etc/spoolmta.toml"))
 
@@ -62,7 +66,8 @@ def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -
 
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
-    told |= {"smtp_hosts": (), "connection_idle_timeout": 0.0}  # an example, and the one that is set on purpose
+    told |= {"smtp_hosts": (), "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples
+    told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")
     for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy"):

@@ -16,6 +16,7 @@ REFUSALS = "integration/test_refusals_are_tried_again.py::"
 SOURCES = "integration/test_sources_and_accounting_follow_their_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
+TLS = "integration/test_tls_is_as_demanded.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -55,6 +56,14 @@ SCENARIOS = {
     "domain.smtp-greeting-timeout": REFUSALS + "test_a_server_without_a_greeting_is_left_after_smtp_greeting_timeout",
     "domain.data-send-timeout": REFUSALS + "test_a_dot_without_an_answer_is_left_after_both_data_timeouts",
     "domain.smtp-data-termination-timeout": REFUSALS + "test_a_dot_without_an_answer_is_left_after_both_data_timeouts",
+    "domain.use-starttls": TLS + "test_use_starttls_decides_whether_tls_is_used_where_it_is_offered",
+    "domain.require-starttls": TLS + "test_mail_that_require_starttls_protects_waits_rather_than_going_in_the_clear",
+    "domain.smtp-tls-verify": TLS + "test_smtp_tls_verify_sends_only_to_hosts_with_a_certificate_of_smtp_tls_ca_file",
+    "domain.smtp-tls-ca-file": TLS + "test_smtp_tls_verify_sends_only_to_hosts_with_a_certificate_of_smtp_tls_ca_file",
+    "domain.smtp-tls-min-version": TLS + "test_a_version_below_smtp_tls_min_version_counts_as_no_tls",
+    "domain.smtp-client-certificate": TLS + "test_a_receiver_that_asks_for_a_certificate_sees_smtp_client_certificate",
+    "domain.reuse-ssl-session": TLS + "test_reuse_ssl_session_decides_whether_sessions_are_resumed",
+    "acct-file.record-fields": TLS + "test_record_fields_add_the_columns_of_tls_and_the_others_stay_where_they_are",
     "acct-file.path": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.records": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.move-interval": SOURCES + "test_an_accounting_file_is_moved_when_it_is_old_or_large",

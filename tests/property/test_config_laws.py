@@ -35,6 +35,13 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "max_msg_rate": rates,
     "retry_after": schedules,
     "retry_recipients_after": schedules,
+    "use_starttls": st.booleans(),
+    "require_starttls": st.booleans(),
+    "smtp_tls_verify": st.booleans(),
+    "smtp_tls_min_version": st.sampled_from(["1.0", "1.1", "1.2", "1.3"]),
+    "smtp_tls_ca_file": st.sampled_from(["/etc/ca.pem", "/a b/ä"]),
+    "smtp_client_certificate": st.sampled_from(["/etc/client.pem", "/a b/ä"]),
+    "reuse_ssl_session": st.booleans(),
     "connection_idle_timeout": st.integers(0, 600).map(float),
 }
 settled = st.sampled_from(DomainPolicy.__struct_fields__).flatmap(

@@ -25,7 +25,7 @@ from spoolmta.ledger import Ledger, Way
 from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Reply, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
-from spoolmta.resolver import Resolver, Unroutable
+from spoolmta.resolver import Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.smtp.client import Capabilities, Result, transaction
@@ -99,7 +99,7 @@ class Delivery:
         self._config = config
         table = PolicyTable(config, self._vmta.name)
         self._policy = functools.lru_cache(maxsize=100_000)(lambda domain: table.resolve(domain, domain))
-        self._opener = Opener(self._vmta, config.host_name, Resolver(config.nameservers, self._chance))
+        self._opener = Opener(self._vmta, config, self._chance, self._layout)
 
     def _now(self) -> float:
         return time.monotonic() + self._wall

@@ -207,6 +207,8 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     smtp_tls_ca_file: str = ""
     smtp_client_certificate: str = ""
     reuse_ssl_session: bool = True
+    use_dane: bool = False
+    use_mta_sts: bool = False
 
 
 class Setting(Struct, frozen=True):
@@ -285,6 +287,8 @@ class Config(Struct, frozen=True, kw_only=True):
     min_free_inodes: int = 1000
     copy: CopyMode = "auto"
     nameservers: tuple[str, ...] = ()
+    dnssec_trusted: bool = False
+    mta_sts_port: int = 443
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
     domains: tuple[DomainTable, ...] = ()

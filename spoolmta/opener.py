@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Host, Reply, SourceHost, Stage, Struct, Vmta
+import msgspec
+
+from spoolmta.model import (
+    Answer,
+    Config,
+    DomainPolicy,
+    Failure,
+    FailureKind,
+    Host,
+    Reply,
+    SourceHost,
+    Stage,
+    Struct,
+    Vmta,
+)
+from spoolmta.protection import Protection, Rules, problem
 from spoolmta.resolver import Resolver, Unroutable
 from spoolmta.smtp import starttls
 from spoolmta.smtp.client import Capabilities, Refused, WireError
 from spoolmta.smtp.starttls import PLAIN, Demand, Level
+from spoolmta.spool.layout import Layout
 from spoolmta.tls import Handshake, Sessions, Unloadable, context_for
 from spoolmta.tls_channel import Channel
 from spoolmta.transport import Connection, connect
@@ -63,26 +80,52 @@ class NotOpened(Struct, frozen=True):
         return isinstance(self.failure, Failure) and self.failure.kind is FailureKind.LOCAL
 
 
+class _Goal(Struct, frozen=True):
+    """One address of one host, and what a session there must have."""
+
+    host: Host
+    address: str
+    rules: Rules
+    demand: Demand
+
+    def in_the_clear(self) -> _Goal:
+        return msgspec.structs.replace(self, demand=PLAIN)
+
+
 class Opener:
     """Opens sessions for one VMTA: its addresses take turns, per connection."""
 
-    def __init__(self, vmta: Vmta, host_name: str, resolver: Resolver) -> None:
+    def __init__(self, vmta: Vmta, config: Config, chance: random.Random, layout: Layout) -> None:
         self._vmta = vmta
-        self._host_name = host_name
-        self.resolver = resolver
+        self._host_name = config.host_name
+        self.resolver = Resolver(config.nameservers, chance, is_trusted=config.dnssec_trusted)
+        self._protection = Protection(config, self.resolver, layout)
         self._turn = 0
         self._sessions = Sessions()
         self._broken: dict[str, float] = {}
 
     async def open(self, domain: str, policy: DomainPolicy, on_lost: Callable[[], None]) -> Opened | NotOpened:
-        """Try the domain's hosts in order, and their addresses; the first that greets us well."""
-        result = NotOpened(Failure(FailureKind.NO_HOST, f"no usable host for {domain}"), Ends())
+        """Try the domain's hosts in order, and their addresses; the first that greets us, as safe as demanded."""
         try:
             route = await self.resolver.route(domain, policy)
         except Unroutable as error:
             return NotOpened(error.failure, Ends())
+        rules = await self._protection.rules(domain, policy, route)
+        result = await self._open(rules, on_lost)
+        if isinstance(result, NotOpened) and rules.enforced is not None:
+            changed = await self._protection.changed(rules)
+            if changed is not None:
+                return await self._open(changed, on_lost)
+        return result
+
+    async def _open(self, rules: Rules, on_lost: Callable[[], None]) -> Opened | NotOpened:
+        result = NotOpened(Failure(FailureKind.NO_HOST, f"no usable host for {rules.domain}"), Ends())
         tries = 0
-        for host in route.hosts:
+        for host in rules.route.hosts:
+            demand = await self._protection.demand(rules, host, self._families())
+            if isinstance(demand, Failure):
+                result = NotOpened(demand, Ends(host.name))
+                continue
             addresses = await self.resolver.addresses(host.name, self._families())
             if isinstance(addresses, Failure):
                 result = NotOpened(addresses, Ends(host.name))
@@ -91,35 +134,32 @@ class Opener:
                 tries += 1
                 if tries > MAX_CONNECTS:
                     return result
-                attempt = await self._try(host, address, policy, starttls.configured(policy), on_lost)
+                attempt = await self._try(_Goal(host, address, rules, demand), on_lost)
                 if isinstance(attempt, Opened):
                     return attempt
                 result = attempt
         return result
 
-    async def _try(
-        self, host: Host, address: str, policy: DomainPolicy, demand: Demand, on_lost: Callable[[], None]
-    ) -> Opened | NotOpened:
+    async def _try(self, goal: _Goal, on_lost: Callable[[], None]) -> Opened | NotOpened:
         """One address of a host: with TLS as demanded, where TLS fails and nobody demands it once more without."""
-        if demand.level is Level.OPPORTUNISTIC and self._is_broken(host):
-            demand = PLAIN
-        attempt = await self._attempt(host, address, policy, demand, on_lost)
+        if goal.demand.level is Level.OPPORTUNISTIC and self._is_broken(goal.host):
+            goal = goal.in_the_clear()
+        attempt = await self._attempt(goal, on_lost)
         if isinstance(attempt, NotOpened) and attempt.was_resuming and attempt.stage is Stage.STARTTLS:
-            attempt = await self._attempt(host, address, policy, demand, on_lost)  # the session is forgotten by now
-        if isinstance(attempt, Opened) or not starttls.may_retry_plain(demand, attempt.answer):
+            attempt = await self._attempt(goal, on_lost)  # the session is forgotten by now
+        if isinstance(attempt, Opened) or not starttls.may_retry_plain(goal.demand, attempt.answer):
             return attempt
-        self._note_broken(host)
-        return await self._attempt(host, address, policy, PLAIN, on_lost)
+        self._note_broken(goal.host)
+        return await self._attempt(goal.in_the_clear(), on_lost)
 
-    async def _attempt(
-        self, host: Host, address: str, policy: DomainPolicy, demand: Demand, on_lost: Callable[[], None]
-    ) -> Opened | NotOpened:
+    async def _attempt(self, goal: _Goal, on_lost: Callable[[], None]) -> Opened | NotOpened:
         loop = asyncio.get_running_loop()
+        policy, host, address = goal.rules.policy, goal.host, goal.address
         source = self._choose_source(address)
         ends = Ends(host.name, address, source.address)
         connection = Connection(loop, timeouts(policy), on_lost)
         try:
-            connection.handshake = self._handshake(host, address, policy, demand)
+            connection.handshake = self._handshake(goal)
             port = host.port or policy.default_smtp_port
             used = await connect(loop, connection, address, port, source.address, policy.connect_timeout)
         except Unloadable as error:
@@ -128,7 +168,7 @@ class Opener:
             return NotOpened(error.failure, ends)
         greeted: asyncio.Future[Any] = loop.create_future()
         name = source.host_name or self._vmta.host_name or self._host_name
-        connection.run(starttls.open_session(name, demand), greeted.set_result)
+        connection.run(starttls.open_session(name, goal.demand), greeted.set_result)
         try:
             result = await greeted
         except asyncio.CancelledError:
@@ -137,27 +177,32 @@ class Opener:
         ends = _ends(host, address, used, connection.channel)
         if isinstance(result, Refused):
             connection.quit()
-            self._forget_session(connection, host, address)
-            was_resuming = connection.handshake is not None and connection.handshake.session is not None
-            return NotOpened(result.answer.result, ends, result.answer.stage, was_resuming)
-        self._keep_session(connection, host, address, policy)
+            return NotOpened(result.answer.result, ends, result.answer.stage, self._forget_session(goal, connection))
+        self._keep_session(goal, connection)
         return Opened(connection, ends, result)
 
-    def _handshake(self, host: Host, address: str, policy: DomainPolicy, demand: Demand) -> Handshake | None:
+    def _handshake(self, goal: _Goal) -> Handshake | None:
         """How TLS begins there; None where it will not. Raises Unloadable."""
+        demand, policy = goal.demand, goal.rules.policy
         if demand.level is Level.NONE:
             return None
         context = context_for(policy, demand.level)
-        session = self._sessions.find(context, host.name, address) if policy.reuse_ssl_session else None
-        return Handshake(context, host.name, session)
+        session = None
+        if policy.reuse_ssl_session and demand.level is not Level.DANE:  # where the certificate must be seen each time
+            session = self._sessions.find(context, goal.host.name, goal.address)
+        names = (goal.host.name, goal.rules.domain)
+        return Handshake(context, goal.host.name, session, lambda channel: problem(demand, channel, names))
 
-    def _keep_session(self, connection: Connection, host: Host, address: str, policy: DomainPolicy) -> None:
-        if connection.handshake and connection.channel and policy.reuse_ssl_session:
-            self._sessions.keep(connection.handshake.context, host.name, address, connection.channel)
+    def _keep_session(self, goal: _Goal, connection: Connection) -> None:
+        if connection.handshake and connection.channel and goal.rules.policy.reuse_ssl_session:
+            self._sessions.keep(connection.handshake.context, goal.host.name, goal.address, connection.channel)
 
-    def _forget_session(self, connection: Connection, host: Host, address: str) -> None:
-        if connection.handshake:
-            self._sessions.forget(connection.handshake.context, host.name, address)
+    def _forget_session(self, goal: _Goal, connection: Connection) -> bool:
+        """Whether there was one to resume."""
+        if connection.handshake is None or connection.handshake.session is None:
+            return False
+        self._sessions.forget(connection.handshake.context, goal.host.name, goal.address)
+        return True
 
     def _is_broken(self, host: Host) -> bool:
         until = self._broken.get(host.name)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from spoolmta.model import DomainPolicy, Struct
 from spoolmta.smtp.starttls import Level
-from spoolmta.tls_channel import Channel, explain
+from spoolmta.tls_channel import HAS_CHAIN, Channel, explain
 
 MAX_SESSIONS = 1000
 VERSIONS = {
@@ -47,13 +47,22 @@ class Terms(Struct, frozen=True):
 def context_for(policy: DomainPolicy, level: Level) -> ssl.SSLContext:
     """The context of sessions at this level. Raises Unloadable."""
     is_verified = level is Level.VERIFIED
+    least = policy.smtp_tls_min_version
+    if level in (Level.VERIFIED, Level.DANE):
+        least = max(least, "1.2")  # a certificate proves nothing where TLS itself does not (RFC 8461 section 4)
     ca_file = policy.smtp_tls_ca_file if is_verified else ""
     certificate = policy.smtp_client_certificate
     try:
         stamps = tuple(os.stat(path).st_mtime_ns for path in (ca_file, certificate) if path)
     except OSError as error:
         raise Unloadable(f"cannot read {error.filename}: {error.strerror}") from None
-    return context(Terms(policy.smtp_tls_min_version, is_verified, ca_file, certificate, stamps))
+    return context(Terms(least, is_verified, ca_file, certificate, stamps))
+
+
+def verifying(ca_file: str) -> ssl.SSLContext:
+    """A context that trusts the authorities of a file, "" for those of the system. Raises Unloadable."""
+    policy = DomainPolicy(smtp_tls_ca_file=ca_file)
+    return context_for(policy, Level.VERIFIED)
 
 
 @functools.lru_cache(maxsize=256)
@@ -94,8 +103,10 @@ def _load(file: str, load: Callable[[str], None]) -> None:
 
 
 def warm_up() -> None:
-    """Make the context of opportunistic TLS, which nearly every process needs."""
+    """Make the context of opportunistic TLS, which nearly every process needs, and import what DANE needs."""
     context(Terms(DomainPolicy().smtp_tls_min_version))
+    if HAS_CHAIN:
+        import cryptography.x509  # noqa: F401
 
 
 class Handshake(Struct, frozen=True):

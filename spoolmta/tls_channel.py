@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 _READ = 262_144
 _WRITE = 65_536
+HAS_CHAIN = hasattr(ssl.SSLObject, "get_unverified_chain")
+"""Since Python 3.13."""
 
 
 class Speaker(Protocol):
@@ -83,6 +85,13 @@ class Channel(asyncio.Transport, asyncio.Protocol):
     def asked_name(self) -> str:
         """The name a client asked a server for (SNI), where its context has noted it."""
         return getattr(self._object, "asked_name", None) or ""
+
+    @property
+    def chain(self) -> list[bytes]:
+        """The certificates the peer showed (DER), its own first; only that one where HAS_CHAIN is false."""
+        if HAS_CHAIN:
+            return list(self._object.get_unverified_chain())  # type: ignore[attr-defined,unused-ignore]
+        return [self.certificate] if self.certificate else []
 
     @property
     def certificate(self) -> bytes:

@@ -25,7 +25,11 @@ SPOOL: dict[str, Kind] = {
     "min-free-inodes": number(1000),
 }
 PICKUP: dict[str, Kind] = {"copy": choice("auto", "always", "never")}
-DNS: dict[str, Kind] = {"nameservers": values.NAMESERVERS}
+DNS: dict[str, Kind] = {
+    "nameservers": values.NAMESERVERS,
+    "dnssec-trusted": values.FLAG,
+    "mta-sts-port": values.PORT,
+}
 SOURCE: dict[str, Kind] = {
     "default-virtual-mta": values.TEXT,
     "process-x-virtual-mta": values.FLAG,
@@ -62,6 +66,8 @@ DOMAIN: dict[str, Kind] = {
     "smtp-tls-ca-file": PATH,
     "smtp-client-certificate": PATH,
     "reuse-ssl-session": values.FLAG,
+    "use-dane": values.FLAG,
+    "use-mta-sts": values.FLAG,
 }
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,

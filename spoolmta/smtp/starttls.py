@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import enum
 
+from spoolmta.dane import Tlsa
 from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Reply, Stage, Struct
 from spoolmta.smtp.client import Greeting, Refused, Step, WireError, greet, say_hello
 
@@ -37,6 +38,7 @@ class Demand(Struct, frozen=True):
 
     level: Level
     reason: str = ""
+    tlsa: tuple[Tlsa, ...] = ()
 
     @property
     def may_be_plain(self) -> bool:
@@ -44,6 +46,7 @@ class Demand(Struct, frozen=True):
 
 
 PLAIN = Demand(Level.NONE)
+_ORDER = tuple(Level)
 
 
 def configured(policy: DomainPolicy) -> Demand:
@@ -53,6 +56,18 @@ def configured(policy: DomainPolicy) -> Demand:
     if policy.require_starttls:
         return Demand(Level.REQUIRED, "require-starttls")
     return Demand(Level.OPPORTUNISTIC) if policy.use_starttls else PLAIN
+
+
+def combined(configured: Demand, is_enforced: bool, tlsa: tuple[Tlsa, ...] | None) -> Demand:
+    """What the operator, MTA-STS (does the domain's policy enforce it?) and DANE (the host's usable records; None where
+    there are no records) demand together: the strictest. DANE comes first, because a failure of DANE must not be made
+    good by MTA-STS (RFC 8461 section 2)."""
+    demands = [configured]
+    if is_enforced:
+        demands.append(Demand(Level.VERIFIED, "MTA-STS"))
+    if tlsa is not None:
+        demands.append(Demand(Level.DANE if tlsa else Level.REQUIRED, "DANE", tlsa))
+    return max(demands, key=lambda demand: _ORDER.index(demand.level))
 
 
 def open_session(ehlo_name: str, demand: Demand) -> Greeting:

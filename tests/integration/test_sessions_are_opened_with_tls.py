@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from spoolmta.model import DomainPolicy, FailureKind, Host, Recipient, Reply, Vmta
+from spoolmta.model import Config, DomainPolicy, FailureKind, Host, Recipient, Reply, Vmta
 from spoolmta.opener import NotOpened, Opened, Opener
 from spoolmta.resolver import Resolver
 from spoolmta.sink import Options, Sink
 from spoolmta.smtp.client import Result, transaction
+from spoolmta.spool.layout import Layout
 from tests.support.tls import Authority
 
 BODY = b"Subject: a\r\n\r\nb\r\n"
@@ -36,7 +37,9 @@ class Scene:
     async def __aenter__(self) -> Scene:
         await self.sink.start(["127.0.0.1:0"])
         self.port = int(self.sink.addresses[0].rpartition(":")[2])
-        self.opener = Opener(Vmta(name="v"), "me.test", _Resolver(("127.0.0.1:1",), random.Random(1)))
+        config = Config(host_name="me.test", spool=str(self.record.parent))
+        self.opener = Opener(Vmta(name="v"), config, random.Random(1), Layout(config.spool))
+        self.opener.resolver = _Resolver(("127.0.0.1:1",), random.Random(1))
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -17,6 +17,7 @@ SOURCES = "integration/test_sources_and_accounting_follow_their_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
 TLS = "integration/test_tls_is_as_demanded.py::"
+DANE = "integration/test_dane_and_mta_sts_protect_domains.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -63,6 +64,10 @@ SCENARIOS = {
     "domain.smtp-tls-min-version": TLS + "test_a_version_below_smtp_tls_min_version_counts_as_no_tls",
     "domain.smtp-client-certificate": TLS + "test_a_receiver_that_asks_for_a_certificate_sees_smtp_client_certificate",
     "domain.reuse-ssl-session": TLS + "test_reuse_ssl_session_decides_whether_sessions_are_resumed",
+    "domain.use-dane": DANE + "test_use_dane_sends_only_to_the_host_whose_certificate_its_tlsa_records_name",
+    "domain.use-mta-sts": DANE + "test_use_mta_sts_sends_only_to_the_hosts_that_an_enforced_policy_names",
+    "dns.dnssec-trusted": DANE + "test_a_name_server_elsewhere_is_believed_only_with_dnssec_trusted",
+    "dns.mta-sts-port": DANE + "test_use_mta_sts_sends_only_to_the_hosts_that_an_enforced_policy_names",
     "acct-file.record-fields": TLS + "test_record_fields_add_the_columns_of_tls_and_the_others_stay_where_they_are",
     "acct-file.path": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.records": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",

@@ -11,9 +11,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
 PURE = """errors model address config policy entry message bounce verdict record rate site schedule lifecycle
-    smtp.wire smtp.client smtp.starttls""".split()
+    dane sts smtp.wire smtp.client smtp.starttls""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
-    tls_channel tls transport opener control""".split()
+    tls_channel tls sts_fetch sts_cache protection transport opener control""".split()
 PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()
 TOOLS = "sink_script sink_tls sink_session sink testdns demo".split()
 FACE = "cli __main__".split()

@@ -42,6 +42,8 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "smtp_tls_ca_file": st.sampled_from(["/etc/ca.pem", "/a b/ä"]),
     "smtp_client_certificate": st.sampled_from(["/etc/client.pem", "/a b/ä"]),
     "reuse_ssl_session": st.booleans(),
+    "use_dane": st.booleans(),
+    "use_mta_sts": st.booleans(),
     "connection_idle_timeout": st.integers(0, 600).map(float),
 }
 settled = st.sampled_from(DomainPolicy.__struct_fields__).flatmap(

@@ -25,9 +25,11 @@ class Authority:
 
     def certificate(self, *names: str, is_expired: bool = False) -> str:
         """A PEM file for these host names, its key and its chain in it."""
+        path = self.folder / f"{self.name}-{'-'.join(names)}{'-expired' if is_expired else ''}.pem"
+        if path.exists():
+            return str(path)
         until = datetime.now(UTC) - timedelta(days=1) if is_expired else None
         made = self._ca.issue_cert(*names, not_after=until)
-        path = self.folder / f"{self.name}-{names[0]}{'-expired' if is_expired else ''}.pem"
         made.private_key_and_cert_chain_pem.write_to_path(str(path))
         with open(path, "ab") as file:
             file.write(self._ca.cert_pem.bytes())

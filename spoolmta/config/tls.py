@@ -1,7 +1,9 @@
-"""The certificate files that settings name: there, readable, and of the right kind, before any mail depends on them."""
+"""What the settings of TLS need besides a good value, before any mail depends on it: certificate files that are there,
+readable and of the right kind, and for DANE a name server that can be believed."""
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from collections.abc import Callable, Iterator
 
@@ -11,9 +13,13 @@ from spoolmta.model import Config, DomainTable, Setting
 
 
 def check(config: Config, problems: Problems) -> None:
-    """Note every certificate file that cannot be used, at the line that names it, once."""
+    """Note every certificate file that cannot be used, at the line that names it, once; and a use-dane that could do
+    nothing."""
     seen: set[tuple[str, int]] = set()
+    is_believed = config.dnssec_trusted or all(_is_here(server) for server in config.nameservers)
     for path, setting in _settings(config):
+        if path[-1] == "use-dane" and setting.value and not is_believed:
+            problems.add((setting.file, setting.line), path, _NOT_BELIEVED)
         use = _USES.get(str(path[-1]))
         if use is None or not setting.value or (setting.file, setting.line) in seen:
             continue
@@ -26,6 +32,16 @@ def check(config: Config, problems: Problems) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             problems.add((setting.file, setting.line), path, f"{setting.value}: {reason}: name {what}")
+
+
+_NOT_BELIEVED = (
+    "the name servers of [dns] are not on this machine: what they say of DNSSEC is believed only with "
+    "dnssec-trusted = true there, and without it there is no DANE"
+)
+
+
+def _is_here(server: str) -> bool:
+    return ipaddress.ip_address(server.rpartition(":")[0].strip("[]")).is_loopback
 
 
 def _settings(config: Config) -> Iterator[tuple[Path, Setting]]:

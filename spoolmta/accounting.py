@@ -98,7 +98,7 @@ class _Target(Struct):
     path: str
     file: disk.AppendFile
     places: dict[str, tuple[int, list[int] | None]]
-    width: int
+    columns: list[str]
     lines: list[str]
 
 
@@ -133,8 +133,7 @@ class Log:
         return targets
 
     def _open_one(self, file: AcctFile) -> _Target:
-        make(file)
-        columns = header(file.records, file.record_fields)
+        appended, columns = _open_with_header(file)
         places: dict[str, tuple[int, list[int] | None]] = {}
         for record in file.records:
             own = fields_of(record, file.record_fields)
@@ -142,7 +141,7 @@ class Log:
             is_plain = columns[: len(own)] == own == all_there[: len(own)]
             sources = [all_there.index(name) if name in own else -1 for name in columns]
             places[record] = len(own), None if is_plain else sources
-        return _Target(file.path, disk.AppendFile(file.path, RESERVE, shared=True), places, len(columns), [])
+        return _Target(file.path, appended, places, columns, [])
 
     def _opened(self) -> None:
         self._wanted = frozenset(record for file in self._files for record in file.records)
@@ -162,8 +161,8 @@ class Log:
             own, places = target.places[record]
             if places is None:
                 cells = values[:own]
-                if own < target.width:
-                    cells += [""] * (target.width - own)
+                if own < len(target.columns):
+                    cells += [""] * (len(target.columns) - own)
             else:
                 cells = [values[place] if place >= 0 else "" for place in places]
             target.lines.append(csv_line(cells))
@@ -208,18 +207,32 @@ class Log:
 
     def _switch(self, files: tuple[AcctFile, ...]) -> None:
         """Open these, then close the others, whose rows a later `sync` would not reach any more."""
-        lines = {target.path: target.lines for target in self._targets}
         targets = self._open(files)
+        try:
+            self._hand_over(targets)
+        except SpoolError:
+            for target in targets:
+                target.file.close()
+            raise
         old, self._targets = self._targets, targets
         self._files = files
-        for target in targets:
-            target.lines = lines.get(target.path, [])
         for target in old:
             try:
                 target.file.sync()
             finally:
                 target.file.close()
         self._opened()
+
+    def _hand_over(self, targets: list[_Target]) -> None:
+        """What was collected goes on in the new file of the same path; into the old one if they have other columns."""
+        fresh = {target.path: target for target in targets}
+        for target in self._targets:
+            successor = fresh.get(target.path)
+            if successor is not None and successor.columns == target.columns:
+                successor.lines = target.lines
+            elif successor is not None and target.lines:
+                lines, target.lines = target.lines, []
+                target.file.append("".join(lines).encode("utf-8", "replace"))
 
     def sync(self) -> None:
         """Make all rows durable."""
@@ -234,6 +247,28 @@ class Log:
         for target in self._targets:
             target.file.close()
         self._targets = []
+
+
+def _open_with_header(file: AcctFile) -> tuple[disk.AppendFile, list[str]]:
+    """The open file and the columns it has: a file that was begun under another configuration keeps its header until it
+    is rotated, and rows must fit it."""
+    while True:
+        make(file)
+        appended = disk.AppendFile(file.path, RESERVE, shared=True)
+        columns = _columns_in(file)
+        if appended.is_at(file.path):
+            return appended, columns
+        appended.close()  # rotated just now
+
+
+def _columns_in(file: AcctFile) -> list[str]:
+    """The columns in a file's header; those it should have where it has none."""
+    try:
+        with open(file.path, encoding="utf-8", errors="replace", newline="") as stream:
+            first = stream.readline(65_536)
+    except FileNotFoundError:
+        first = ""
+    return first.rstrip("\r\n").split(",") if first.startswith("type,") else header(file.records, file.record_fields)
 
 
 def make(file: AcctFile) -> None:
@@ -275,12 +310,14 @@ def _mend(path: str) -> None:
 
 
 class Rotation:
-    """The supervisor's side: makes files, sees when they are due, rotates them, finishes when all writers moved on."""
+    """The supervisor's side: makes files, sees when they are due (also where the columns have changed), rotates them,
+    finishes when all writers moved on."""
 
     def __init__(self, files: tuple[AcctFile, ...], now: float) -> None:
         self._files = files
         self._pending: list[tuple[str, str]] = []
         self._since = dict.fromkeys((file.path for file in files), now)
+        self._outdated: set[str] = set()
         for file in files:
             try:
                 make(file)
@@ -293,6 +330,8 @@ class Rotation:
                     os.unlink(rotating)  # a crash before the new file was in place: nothing was rotated
                 else:
                     self._pending.append((rotating, self._final_name(file.path, now)))
+            if _columns_in(file) != header(file.records, file.record_fields):
+                self._outdated.add(file.path)
             # A file begun before we were started is as old as its last row says: yesterday's is rotated now.
             self._since[file.path] = min(now, os.path.getmtime(file.path))
 
@@ -311,7 +350,9 @@ class Rotation:
             except FileNotFoundError:
                 found.append(file)
                 continue
-            if (now - began >= file.move_interval or other_day or size > file.max_size) and self._has_rows(file, size):
+            if file.path in self._outdated or (
+                (now - began >= file.move_interval or other_day or size > file.max_size) and self._has_rows(file, size)
+            ):
                 found.append(file)
         return found
 
@@ -328,6 +369,7 @@ class Rotation:
             except FileNotFoundError:
                 pass  # taken away by somebody: a new one, for all writers
             os.rename(fresh, file.path)
+            self._outdated.discard(file.path)
             self._since[file.path] = now
         page.next_log_generation()
 

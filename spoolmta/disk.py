@@ -239,6 +239,13 @@ class AppendFile:
     def has_rest(self) -> bool:
         return bool(self._rest)
 
+    def is_at(self, path: str) -> bool:
+        """Whether this is the file of that name now."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
+        except FileNotFoundError:
+            return False
+
     @property
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size

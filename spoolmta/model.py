@@ -204,6 +204,7 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     require_starttls: bool = False
     smtp_tls_verify: bool = False
     smtp_tls_min_version: str = "1.2"
+    smtp_tls_ciphers: str = ""
     smtp_tls_ca_file: str = ""
     smtp_client_certificate: str = ""
     reuse_ssl_session: bool = True

@@ -38,6 +38,7 @@ class Terms(Struct, frozen=True):
     certificate is used without a reload."""
 
     min_version: str
+    ciphers: str = ""
     is_verified: bool = False
     ca_file: str = ""
     certificate: str = ""
@@ -56,7 +57,7 @@ def context_for(policy: DomainPolicy, level: Level) -> ssl.SSLContext:
         stamps = tuple(os.stat(path).st_mtime_ns for path in (ca_file, certificate) if path)
     except OSError as error:
         raise Unloadable(f"cannot read {error.filename}: {error.strerror}") from None
-    return context(Terms(least, is_verified, ca_file, certificate, stamps))
+    return context(Terms(least, policy.smtp_tls_ciphers, is_verified, ca_file, certificate, stamps))
 
 
 def verifying(ca_file: str) -> ssl.SSLContext:
@@ -70,8 +71,8 @@ def context(terms: Terms) -> ssl.SSLContext:
     """A client's context on these terms. Raises Unloadable."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.options |= ssl.OP_NO_RENEGOTIATION
-    if not terms.is_verified or terms.min_version < "1.2":
-        made.set_ciphers(ALL_CIPHERS)
+    if terms.ciphers or not terms.is_verified or terms.min_version < "1.2":
+        made.set_ciphers(terms.ciphers or ALL_CIPHERS)
     set_versions(made, terms.min_version)
     if not terms.is_verified:
         made.check_hostname = False

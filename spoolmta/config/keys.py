@@ -63,6 +63,7 @@ DOMAIN: dict[str, Kind] = {
     "require-starttls": values.FLAG,
     "smtp-tls-verify": values.FLAG,
     "smtp-tls-min-version": choice("1.0", "1.1", "1.2", "1.3"),
+    "smtp-tls-ciphers": values.TEXT,
     "smtp-tls-ca-file": PATH,
     "smtp-client-certificate": PATH,
     "reuse-ssl-session": values.FLAG,

@@ -1,5 +1,5 @@
 """What the settings of TLS need besides a good value, before any mail depends on it: certificate files that are there,
-readable and of the right kind, and for DANE a name server that can be believed."""
+readable and of the right kind, ciphers that exist, and for DANE a name server that can be believed."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ def _of_tables(tables: tuple[DomainTable, ...], path: Path) -> Iterator[tuple[Pa
             yield (*path, "domain", table.pattern, field.replace("_", "-")), setting
 
 
+def _take_ciphers(text: str) -> None:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(text)
+
+
 def _load_client(file: str) -> None:
     # without the function, OpenSSL would ask for a password on the terminal
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(file, password=lambda: "")
@@ -72,5 +76,6 @@ _USES: dict[str, tuple[Callable[[str], None], str]] = {
         _load_client,
         "a PEM file with a certificate, its chain and its private key, without a password",
     ),
+    "smtp-tls-ciphers": (_take_ciphers, 'a list of ciphers that OpenSSL knows, like "ECDHE+AESGCM:ECDHE+CHACHA20"'),
     "smtp-tls-ca-file": (_load_authorities, "a PEM file with the certificates of the authorities to trust"),
 }

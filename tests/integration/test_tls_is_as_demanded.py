@@ -28,8 +28,8 @@ retry-after = "1h"
 require-starttls = true
 smtp-tls-min-version = "1.3"
 retry-after = "1h"
-[domain."known.test"]
-smtp-client-certificate = "{client}"
+[domain."ciphers.test"]
+smtp-tls-ciphers = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
 [domain."resumed.test"]
 connection-idle-timeout = "0s"
 [domain."anew.test"]
@@ -43,7 +43,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Mta
     """A receiver with TLS 1.2 and a certificate for its address, and a sender with a table for each test."""
     path = tmp_path_factory.mktemp("tls")
     authority, other = Authority(path / "certificates"), Authority(path / "certificates", "other")
-    config = CONFIG.format(ca=authority.ca, other=other.ca, client=authority.certificate("me.test"))
+    config = CONFIG.format(ca=authority.ca, other=other.ca)
     options = {"tls_certificate": authority.certificate("127.0.0.2"), "tls_version": "1.2"}
     with World(path, **options) as world, world.mta(config, start=False) as mta:
         # the last table of the harness is the accounting file, which `config` goes on with
@@ -83,6 +83,11 @@ def test_a_version_below_smtp_tls_min_version_counts_as_no_tls(scene: tuple[Worl
     mta.wait_for(lambda: bool(queue_rows(mta, "newer.test")))
     assert queue_rows(mta, "newer.test")[0]["dsnStatus"].startswith("4.7.5 ")
     assert received_by(world, "newer.test") == []
+
+
+def test_only_smtp_tls_ciphers_are_offered(scene: tuple[World, Mta]) -> None:
+    assert delivered(scene, "usual.test", 2)["tls_cipher"].endswith("AES256-GCM-SHA384")
+    assert delivered(scene, "ciphers.test")["tls_cipher"].endswith("AES128-GCM-SHA256")
 
 
 def test_reuse_ssl_session_decides_whether_sessions_are_resumed(scene: tuple[World, Mta]) -> None:
@@ -138,6 +143,7 @@ def test_a_certificate_file_that_cannot_be_used_is_an_error_at_its_line(tmp_path
             "gone.pem: No such file or directory: name a",
         ),
         (f'[vmta.v.domain."*"]\nsmtp-client-certificate = "{authority.ca}"\n', "is not a PEM file with a certificate"),
+        ('[domain."c.test"]\nsmtp-tls-ciphers = "NONSENSE"\n', "NONSENSE is not a list of ciphers that OpenSSL knows"),
         (f'[domain."b.test"]\nsmtp-tls-ca-file = "{tmp_path}/empty.pem"\n', "is not a PEM file with the certificates"),
     ]
     mta = World(tmp_path, ["127.0.0.2:0"])

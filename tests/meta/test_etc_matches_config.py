@@ -66,7 +66,12 @@ def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -
 
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
-    told |= {"smtp_hosts": (), "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples
+    told |= {
+        "smtp_hosts": (),
+        "smtp_tls_ciphers": "",
+        "smtp_tls_ca_file": "",
+        "smtp_client_certificate": "",
+    }  # examples
     told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")

@@ -62,6 +62,7 @@ SCENARIOS = {
     "domain.smtp-tls-verify": TLS + "test_smtp_tls_verify_sends_only_to_hosts_with_a_certificate_of_smtp_tls_ca_file",
     "domain.smtp-tls-ca-file": TLS + "test_smtp_tls_verify_sends_only_to_hosts_with_a_certificate_of_smtp_tls_ca_file",
     "domain.smtp-tls-min-version": TLS + "test_a_version_below_smtp_tls_min_version_counts_as_no_tls",
+    "domain.smtp-tls-ciphers": TLS + "test_only_smtp_tls_ciphers_are_offered",
     "domain.smtp-client-certificate": TLS + "test_a_receiver_that_asks_for_a_certificate_sees_smtp_client_certificate",
     "domain.reuse-ssl-session": TLS + "test_reuse_ssl_session_decides_whether_sessions_are_resumed",
     "domain.use-dane": DANE + "test_use_dane_sends_only_to_the_host_whose_certificate_its_tlsa_records_name",

@@ -39,6 +39,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "require_starttls": st.booleans(),
     "smtp_tls_verify": st.booleans(),
     "smtp_tls_min_version": st.sampled_from(["1.0", "1.1", "1.2", "1.3"]),
+    "smtp_tls_ciphers": st.sampled_from(["DEFAULT", "ECDHE+AESGCM:!aNULL"]),
     "smtp_tls_ca_file": st.sampled_from(["/etc/ca.pem", "/a b/ä"]),
     "smtp_client_certificate": st.sampled_from(["/etc/client.pem", "/a b/ä"]),
     "reuse_ssl_session": st.booleans(),

@@ -278,3 +278,29 @@ def test_columns_asked_for_by_name_come_last_and_only_where_they_were_asked_for(
         ("r", "", ""),
     ]
     assert set(list(rows[0])[-2:]) == {"dlvTlsProtocol", "dlvTlsCipher"}
+
+
+def test_rows_fit_the_header_of_a_file_that_was_begun_with_other_columns(tmp_path: Path) -> None:
+    file = AcctFile(path=str(tmp_path / "acct.csv"), records=("tq",))
+    accounting.make(file)
+    more = AcctFile(path=file.path, records=("d", "tq"), record_fields={"d": ("*", "dlvTlsCipher")})
+    page = Page(2)
+    log = Log((more,), page, page.row("one"))
+    delivery = [*row("d"), "TLSv1.3", "A_CIPHER"]
+    rotation = Rotation((more,), DAY)
+    log.write(delivery)
+    log.flush()
+    assert rotation.due(DAY) == [more]
+    rotation.begin([more], page, DAY)
+    assert rotation.due(DAY) == []
+    for _ in range(2):  # what is collected when the rotation is noticed still has the old columns
+        log.write(delivery)
+        log.flush()
+    log.close()
+    assert rotation.finish([page.log_generation], page)
+    old, new = sorted(tmp_path.iterdir())
+    with open(old, newline="", encoding="utf-8") as stream:
+        assert [*csv.DictReader(stream)] == [{name: "d" if name == "type" else name for name in TQ.split(",")}] * 2
+    with open(new, newline="", encoding="utf-8") as stream:
+        (found,) = csv.DictReader(stream)
+    assert (found["rcpt"], found["dlvTlsCipher"]) == ("rcpt", "A_CIPHER")

@@ -49,6 +49,8 @@ class Sink:
             raise UsageError(f"{self.options.greeting} is no SMTP reply code for a greeting")
         if self.options.starttls not in sink_tls.MODES:
             raise UsageError(f"{self.options.starttls!r} is no way to do STARTTLS: {', '.join(sink_tls.MODES)}")
+        if self.options.tls_certificate:
+            sink_tls.server_context(self.options.tls_certificate, self.options.tls_version, self.options.tls_client_ca)
         self.replies = Replies(self.options)
         self.clock = clock
         self.addresses: list[str] = []

@@ -8,6 +8,7 @@ policy is fetched by every process that needs it, and none is lost that the doma
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import time
@@ -29,6 +30,13 @@ MAX_KEPT = 20_000
 _POLL = 0.05
 
 
+@functools.cache
+def _locks(folder: str) -> disk.KeyLocks:
+    """One for the life of the process, however often it is configured anew. Raises OSError."""
+    os.makedirs(folder, 0o750, exist_ok=True)
+    return disk.KeyLocks(f"{folder}/lock")
+
+
 class Policies:
     """The MTA-STS policies of the domains one process sends to."""
 
@@ -38,7 +46,6 @@ class Policies:
         self._port = port
         self._kept: dict[str, sts.Kept] = {}
         self._fetching: dict[str, asyncio.Future[sts.Kept]] = {}
-        self._locks: disk.KeyLocks | None = None
 
     def __repr__(self) -> str:
         return f"Policies({self._folder!r}, {len(self._kept)} known)"
@@ -83,7 +90,7 @@ class Policies:
 
     async def _fetch(self, domain: str, published: str, ca_file: str) -> sts.Kept:
         key = zlib.crc32(domain.encode())
-        has_lock = await self._lock(key)
+        locks = await self._lock(key)
         try:
             kept = self._load(domain)
             if sts.wants_fetch(kept, published, time.time()):
@@ -96,23 +103,21 @@ class Policies:
                 self._save(domain, kept)
             return self._remember(domain, kept)
         finally:
-            if has_lock and self._locks is not None:
-                self._locks.unlock(key)
+            if locks is not None:
+                locks.unlock(key)
 
-    async def _lock(self, key: int) -> bool:
-        """Wait until nobody else fetches; False where there can be no lock."""
+    async def _lock(self, key: int) -> disk.KeyLocks | None:
+        """Wait until nobody else fetches; None where there can be no lock."""
         try:
-            if self._locks is None:
-                os.makedirs(self._folder, 0o750, exist_ok=True)
-                self._locks = disk.KeyLocks(f"{self._folder}/lock")
+            locks = _locks(self._folder)
             deadline = time.monotonic() + PATIENCE + 10
-            while not self._locks.try_lock(key):
+            while not locks.try_lock(key):
                 if time.monotonic() > deadline:
-                    return False
+                    return None
                 await asyncio.sleep(_POLL)
         except OSError:
-            return False
-        return True
+            return None
+        return locks
 
     def _path(self, domain: str) -> str:
         return f"{self._folder}/{domain}.json"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -269,5 +271,109 @@ def test_a_long_message_goes_whole_through_tls(play: Play, tmp_path: Path, autho
             (file,) = (tmp_path / "mail" / "new").iterdir()
             assert file.read_bytes() == body
             opened.connection.quit()
+
+    play(story)
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter, ssl.SSLContext], Awaitable[None]]
+
+
+async def say_hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n")
+    writer.write(b"250-mx\r\n250-STARTTLS\r\n250 PIPELINING\r\n")
+    await reader.readuntil(b"\r\n")
+
+
+async def begin(writer: asyncio.StreamWriter, context: ssl.SSLContext) -> None:
+    writer.write(b"220 go\r\n")
+    await writer.drain()
+    await writer.start_tls(context)
+
+
+async def speaks_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext) -> None:
+    await say_hello(reader, writer)
+    await begin(writer, context)
+    writer.write(b"250-mx\r\n250 AUTH PLAIN\r\n250 more\r\n")
+    await reader.readuntil(b"\r\n")
+
+
+async def is_well(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext) -> None:
+    await say_hello(reader, writer)
+    await begin(writer, context)
+    await reader.readuntil(b"\r\n")
+    writer.write(b"250-mx\r\n250 SIZE\r\n")
+
+
+async def half_a_line(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: ssl.SSLContext) -> None:
+    await say_hello(reader, writer)
+    writer.write(b"220 go\r\n25")
+
+
+async def speaks_up_later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: ssl.SSLContext) -> None:
+    await say_hello(reader, writer)
+    writer.write(b"220 go\r\n")
+    await reader.read(10)
+    writer.write(b"250-evil\r\n250 AUTH PLAIN\r\n")
+
+
+async def goodbye_with_220(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: ssl.SSLContext) -> None:
+    await say_hello(reader, writer)
+    writer.write(b"220 go\r\n421 or not\r\n")
+
+
+async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _: ssl.SSLContext) -> None:
+    await say_hello(reader, writer)
+    writer.write(b"220 go\r\n")
+    await reader.read()
+
+
+@pytest.mark.parametrize(
+    ("serve", "expected"),
+    [
+        (is_well, "TLSv1.3"),
+        (speaks_first, "the server sent more replies than there were commands"),
+        (half_a_line, "the server sent more replies than there were commands (require-starttls demands TLS)"),
+        (goodbye_with_220, "421 or not"),
+        (speaks_up_later, "TLS with the host failed: wrong version number (require-starttls demands TLS)"),
+        (hangs, "no answer in time (starttls) (require-starttls demands TLS)"),
+    ],
+)
+def test_a_server_with_another_tls_than_ours(
+    play: Play,
+    tmp_path: Path,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve,
+    expected: str,
+) -> None:
+    monkeypatch.setattr("spoolmta.opener.HANDSHAKE_TIMEOUT", 0.3)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.certificate("mx.mail.test"))
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(b"220 mx\r\n")
+            await serve(reader, writer, context)
+            await reader.read()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def story() -> None:
+        async with Scene(tmp_path) as scene:
+            server = await asyncio.start_server(accept, "127.0.0.1", 0)
+            scene.port = server.sockets[0].getsockname()[1]
+            try:
+                result = await scene.open(require_starttls=True)
+            finally:
+                server.close()
+            if isinstance(result, Opened):
+                result.connection.abort()
+                assert (result.ends.tls_protocol, list(result.capabilities.keywords)) == (expected, ["SIZE"])
+            else:
+                assert str(result.failure) == expected
 
     play(story)

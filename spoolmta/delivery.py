@@ -18,17 +18,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import entry, message, process, rate, record, schedule, state, verdict
+from spoolmta import entry, message, process, rate, record, state, verdict
+from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.ledger import Ledger, Way
 from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Reply, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
+from spoolmta.reporter import Owner
 from spoolmta.resolver import Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.smtp.client import Capabilities, Result, transaction
+from spoolmta.smtp.starttls import kept_apart
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition, is_free
 from spoolmta.transport import Connection
@@ -62,6 +65,8 @@ class Lane:
         self.unsent: list[Recipient] = []
         self.done: list[Recipient] = []
         self.answered = False
+        self.is_part = False
+        self.tried = 0
         self.size = 0
 
     @property
@@ -78,11 +83,13 @@ class Delivery:
         self._chance = random.Random()
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta)
-        self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
-        self._scheduler = Scheduler(self._vmta.max_smtp_out)
+        self._rates = state.Rates(layout.rates(vmta), time.time())
+        self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._configure(config)
+        owner = Owner(self._policy, self._scheduler.site_of, self._add)
+        self._ledger = Ledger(config, owner, layout.root, page, row, self._partition)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
@@ -97,9 +104,13 @@ class Delivery:
 
     def _configure(self, config: Config) -> None:
         self._config = config
-        table = PolicyTable(config, self._vmta.name)
-        self._policy = functools.lru_cache(maxsize=100_000)(lambda domain: table.resolve(domain, domain))
+        self._table = PolicyTable(config, self._vmta.name)
+        self._resolve = functools.lru_cache(maxsize=100_000)(self._table.resolve)
         self._opener = Opener(self._vmta, config, self._chance, self._layout)
+
+    def _policy(self, domain: str) -> DomainPolicy:
+        """What holds for a domain's mail; for a site itself, if that is its name."""
+        return self._resolve(self._scheduler.site_of(domain), domain)
 
     def _now(self) -> float:
         return time.monotonic() + self._wall
@@ -115,7 +126,8 @@ class Delivery:
         loop.add_reader(self._hints.descriptor, self._read_hints)
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
-        self._scheduler.remember(state.load(self._layout, self._vmta.name).sites)
+        for key, condition in state.load(self._layout, self._vmta.name).sites.items():
+            self._scheduler.known.memory.put(key, condition)
         self._scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
@@ -140,6 +152,7 @@ class Delivery:
                 self._scan_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
+            self._ledger.remind(now)
             if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
                 self.leave(False)
                 return
@@ -148,11 +161,7 @@ class Delivery:
 
     def _is_idle(self, now: float) -> bool:
         return (
-            not self._lanes
-            and self._ledger.is_settled
-            and self._scheduler.next_due() > now + self._config.sleep_after
-            # A rate's window is not kept over a sleep: stay until it is empty.
-            and all(site.limiter.busy_until() <= now for site in self._scheduler.sites.values())
+            not self._lanes and self._ledger.is_settled and self._scheduler.next_due() > now + self._config.sleep_after
         )
 
     def leave(self, is_orphan: bool) -> None:
@@ -187,16 +196,21 @@ class Delivery:
         # A hint that comes from now on stays in the FIFO for whoever comes next: the loop still turns to end itself.
         self._loop.remove_reader(self._hints.descriptor)
         self._ledger.close()
-        state.save(self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.states())
+        self._save_state()
+        self._rates.close()
         self._partition.close()
+
+    def _save_state(self) -> None:
+        state.save(
+            self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.known.conditions(self._now())
+        )
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
         self._configure(config)
-        self._ledger.reconfigure(config.acct_files)
-        policies = {key: self._policy(key) for key in self._scheduler.sites}
-        self._scheduler.reconfigure(self._vmta.max_smtp_out, policies)
+        self._ledger.reconfigure(config)
+        self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._request_turn()
 
@@ -217,7 +231,7 @@ class Delivery:
     def _turn(self) -> None:
         self._turn_requested = False
         self._lag += 0.1 * (time.monotonic() - self._requested_at - self._lag)
-        self._scheduler.is_saturated = self._lag > SATURATED
+        self._scheduler.set_saturated(self._lag > SATURATED)
         if not self._write() and not self._is_leaving:
             return  # nothing more is sent while what was sent cannot be written down
         self._scan_if_wanted()
@@ -249,7 +263,7 @@ class Delivery:
         if not self._ledger.write():
             self._wake_at(self._now() + 1.0)
             return False
-        if self._partition.waiting_since is not None:
+        if self._ledger.is_waiting:
             self._wake_at(self._now() + SYNC_AFTER)
         return True
 
@@ -264,7 +278,7 @@ class Delivery:
                 continue
             parts = hint.split("/")
             if len(parts) == 3:
-                self._add(parts[0], parts[2], now)
+                self._add(parts[0], parts[2])
         if hints:
             self._active_at = now
             self._request_turn()
@@ -279,26 +293,26 @@ class Delivery:
             self._scheduler.add(domain, name, due, now)
         self._next_scan = now + max(0.25, 20 * (self._now() - now))
 
-    def _add(self, domain: str, name: str, now: float) -> None:
+    def _add(self, domain: str, name: str) -> None:
         due = self._partition.add(domain, name)
         if due is not None:
-            self._scheduler.add(domain, name, due, now)
+            self._scheduler.add(domain, name, due, self._now())
 
     # Performing actions
 
-    def _perform(self, action: schedule.Action) -> None:
-        if isinstance(action, schedule.Assign):
-            self._assign(self._lanes[action.session], action.domain, action.name)
-        elif isinstance(action, schedule.Open):
+    def _perform(self, action: Action) -> None:
+        if isinstance(action, Assign):
+            self._assign(self._lanes[action.session], action.domain, action.name, action.most)
+        elif isinstance(action, Open):
             lane = self._lanes[action.session] = Lane(action.session)
-            lane.task = self._start(self._open(lane, action.site, action.domain))
-        elif isinstance(action, schedule.Close):
+            lane.task = self._start(self._open(lane, action))
+        elif isinstance(action, Close):
             lane = self._lanes.pop(action.session)
             if lane.connection is not None:
                 lane.connection.quit()
-        elif isinstance(action, schedule.Locate):
+        elif isinstance(action, Locate):
             self._start(self._locate(action.domain))
-        elif isinstance(action, schedule.Reject):
+        elif isinstance(action, Reject):
             self._settle_all(action.domain, action.name, Answer(Stage.RESOLVE, action.failure))
         else:
             self._settle_all(action.domain, action.name, Answer(Stage.RESOLVE, record.expired(action.reason)))
@@ -328,7 +342,8 @@ class Delivery:
         except Unroutable as error:
             self._unroutable(domain, policy, error)
         else:
-            self._scheduler.located(domain, route.site, policy, self._now())
+            site = self._table.site_of(domain, route.mx)
+            self._scheduler.located(domain, site, self._resolve, self._now(), route.mx | kept_apart(domain, policy))
         self._request_turn()
 
     def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:
@@ -341,19 +356,22 @@ class Delivery:
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)
         self._ledger.note_queue_failure(error.failure, Ends(), domain)
 
-    async def _open(self, lane: Lane, site: str, domain: str) -> None:
+    async def _open(self, lane: Lane, wanted: Open) -> None:
         """Open a session; the scheduler hears how it went."""
-        result = await self._opener.open(domain, self._policy(domain), lambda: self._on_lost(lane))
+        site = wanted.site
+        policy = self._policy(wanted.domain)
+        result = await self._opener.open(wanted.domain, policy, wanted.sources, lambda: self._on_lost(lane))
         now = self._now()
         if isinstance(result, Opened):
             lane.connection, lane.ends, lane.capabilities = result.connection, result.ends, result.capabilities
-            self._scheduler.opened(lane.number, now)
+            self._scheduler.opened(lane.number, now, result.ends.source)
         else:
             self._lanes.pop(lane.number, None)
-            if self._scheduler.open_failed(lane.number, now, str(result.failure), ours=result.is_ours):
+            reason = str(result.failure)
+            if self._scheduler.open_failed(lane.number, now, reason, ours=result.is_ours, unbound=result.unbound):
                 self._ledger.note_queue_failure(result.failure, result.ends, site)
                 if result.is_ours:
-                    log.warning("%s: %s (mail for %s waits)", self._vmta.name, result.failure, site)
+                    log.warning("%s: %s (other addresses are used, or mail waits)", self._vmta.name, reason)
         self._request_turn()
 
     def _on_lost(self, lane: Lane) -> None:
@@ -381,17 +399,18 @@ class Delivery:
         self._request_turn()
         return None
 
-    def _assign(self, lane: Lane, domain: str, name: str) -> None:
+    def _assign(self, lane: Lane, domain: str, name: str, most: int) -> None:
         loaded = self._load(domain, name)
         if loaded is not None and not loaded.recipients:
             self._partition.remove(domain, name)
             loaded = None
         if loaded is None or lane.connection is None:
-            self._scheduler.finished(lane.number, self._now(), delivered=False, reusable=lane.connection is not None)
+            self._scheduler.finished(lane.number, self._now(), answered=False, reusable=lane.connection is not None)
             self._request_turn()
             return
         lane.domain, lane.name, lane.loaded = domain, name, loaded
-        lane.unsent, lane.done, lane.answered = loaded.recipients, [], False
+        lane.unsent, lane.done, lane.answered = loaded.recipients[: most or None], [], False
+        lane.is_part, lane.tried = 0 < most < len(loaded.recipients), len(lane.unsent)
         self._send(lane)
 
     def _send(self, lane: Lane) -> None:
@@ -429,7 +448,12 @@ class Delivery:
             if lane.connection is not None:
                 lane.connection.quit()
         fresh = self._scheduler.finished(
-            lane.number, self._now(), delivered=lane.answered, reusable=result.reusable, reason=str(last.result)
+            lane.number,
+            self._now(),
+            answered=lane.answered,
+            delivered=bool(lane.done),
+            reusable=result.reusable,
+            reason=str(last.result),
         )
         if fresh:
             log.info("%s/%s: %s", lane.domain, self._vmta.name, last.result)
@@ -438,7 +462,7 @@ class Delivery:
     def _note(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> None:
         """Write down one answer for each recipient of a transaction, in the turn that read it: a message may have
         many transactions, and a crash in a later one must not repeat the earlier ones."""
-        way = Way(lane.ends, lane.capabilities.listing, lane.size, lane.domain)
+        way = Way(lane.ends, lane.capabilities.listing, lane.size, self._scheduler.site_of(lane.domain))
         lane.done += self._ledger.settle(loaded, lane.sent, answers, way)
         # A host that answers for a recipient is up, whatever it says, and whatever becomes of the session after that.
         lane.answered |= any(isinstance(answer.result, Reply) and answer.result.code != 421 for answer in answers)
@@ -448,19 +472,23 @@ class Delivery:
         if len(lane.done) == len(loaded.recipients):
             self._partition.remove(lane.domain, lane.name)
         else:
-            self._defer(lane.domain, lane.name, loaded, lane.done)
+            self._defer(lane, loaded)
 
-    def _defer(self, domain: str, name: str, loaded: Loaded, done: list[Recipient]) -> None:
+    def _defer(self, lane: Lane, loaded: Loaded) -> None:
+        """Recipients remain. Those that a rate kept back go on at once, if none of the others was refused."""
+        domain, name = lane.domain, lane.name
         policy = self._policy(domain)
         now = self._now()
         expires = entry.received(name) + policy.bounce_after
         due = rate.next_due(policy.retry_recipients_after, loaded.name.attempts + 1, now, expires)
+        if lane.is_part and len(lane.done) == lane.tried:
+            due = now
 
         def again(new_name: str) -> None:
             self._scheduler.add(domain, new_name, due, self._now())
             self._request_turn()
 
-        self._partition.defer(domain, name, math.ceil(due), done, again)
+        self._partition.defer(domain, name, math.ceil(due), lane.done, again)
 
     def _settle_all(self, domain: str, name: str, answer: Answer) -> None:
         """Settle an entry without a connection: its domain takes no mail, or its time is over."""
@@ -471,6 +499,12 @@ class Delivery:
             self._note(lane, loaded, [answer] * len(lane.sent))
             self._leave_entry(lane, loaded)
             self._request_turn()
+
+
+def limits_of(vmta: Vmta) -> VmtaLimits:
+    """What the scheduler has to know of a VMTA."""
+    sources = tuple(host.address for host in vmta.source_hosts)
+    return VmtaLimits(vmta.max_smtp_out, vmta.max_smtp_msg_rate, vmta.max_smtp_data_volume_rate, sources)
 
 
 def run(

@@ -45,6 +45,7 @@ nameservers = ["{nameserver}"]
 
 [source.pickup]
 default-virtual-mta = "bulk"
+suppress-local-dsn = true                       # the senders do not exist
 
 [vmta.alerts]                                   # few messages, at once
 smtp-source-host = ["127.0.0.11 alerts.demo.example"]

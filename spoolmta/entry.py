@@ -102,6 +102,14 @@ def received(name: str) -> float:
     return int(name[:dot]) + int(name[dot + 2 : dot + 8]) / 1e6
 
 
+def is_older(name: str, time: float) -> bool:
+    """Whether the message was accepted at `time` or before. What is no entry is not."""
+    try:
+        return received(name) <= time
+    except ValueError:
+        return False
+
+
 def entry_id(name: str) -> str:
     return name.partition(",")[0]
 
@@ -133,3 +141,19 @@ def recipients(name: str) -> int:
         return 1
     digits = name[start + 3 :].partition(",")[0].partition(":")[0]
     return int(digits)
+
+
+def size(name: str) -> int:
+    """The bytes of the file, as the name says."""
+    start = name.find(",S=")
+    return int(name[start + 3 :].partition(",")[0]) if start >= 0 else 0
+
+
+def flow(name: str) -> tuple[int, str]:
+    """(priority, job hash): what shares the way out with what."""
+    start = name.find(",J=") + 3
+    job = "0" if name[start : start + 2] in ("0,", "0:", "0") or start == 2 else name[start : start + 8]
+    start = name.find(",P=")
+    if start < 0:
+        return 50, job
+    return int(name[start + 3 :].partition(",")[0].partition(":")[0]), job

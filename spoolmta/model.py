@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -40,6 +40,7 @@ class FailureKind(enum.Enum):
     UNREACHABLE = "unreachable"
     PROTOCOL = "protocol error"
     LOCAL = "local trouble"
+    UNBOUND = "source address cannot be bound"
     DNS_TEMPORARY = "temporary DNS failure"
     NO_DOMAIN = "domain does not exist"
     NULL_MX = "domain accepts no mail"
@@ -48,6 +49,29 @@ class FailureKind(enum.Enum):
     UNSENDABLE = "message cannot be sent to this host"
     NO_TLS = "TLS not available"
     TLS = "TLS failed"
+    HELD = "held by a response rule"
+    CONDEMNED = "bounced with its queue"
+    DELETED = "deleted by the operator"
+
+    __hash__ = object.__hash__
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether something outside showed it. What we made up ourselves (and our own trouble) is not the receiver's
+        doing, so no response rule may look at it: it could quote the reply that fired the rule."""
+        return self not in _MADE_UP
+
+
+_MADE_UP = frozenset(
+    {
+        FailureKind.EXPIRED,
+        FailureKind.HELD,
+        FailureKind.CONDEMNED,
+        FailureKind.DELETED,
+        FailureKind.LOCAL,
+        FailureKind.UNBOUND,
+    }
+)
 
 
 class Outcome(enum.Enum):
@@ -96,11 +120,19 @@ class Failure(Struct, frozen=True):
         return self.text
 
 
+class Ruling(enum.Enum):
+    """What a response rule makes of an answer, whatever it says by itself."""
+
+    DEFER = "defer"
+    BOUNCE = "bounce"
+
+
 class Answer(Struct, frozen=True):
     """What became of one recipient in one transaction. Every recipient gets exactly one."""
 
     stage: Stage
     result: Reply | Failure
+    ruling: Ruling | None = None
 
 
 class Recipient(Struct, frozen=True):
@@ -163,7 +195,7 @@ class EntryName(Struct, frozen=True):
 
 
 class Rate(Struct, frozen=True):
-    """At most `count` recipients in any window of `period` seconds; `count` is `math.inf` for unlimited."""
+    """At most `count` recipients (connections, bytes) in any window of `period` seconds; `math.inf` for unlimited."""
 
     count: float
     period: float = 1.0
@@ -182,19 +214,43 @@ class Host(Struct, frozen=True):
 class DomainPolicy(Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
-    Durations are seconds. `smtp_hosts` are preference levels, best first; empty means MX lookup.
+    Durations are seconds, `math.inf` for never; volumes are bytes. `source_ip_...` are (network, limit), each for every
+    address within. `smtp_hosts` are preference levels, best first; empty means MX lookup.
     A list of durations is a schedule: the i-th failure waits for its i-th value, the last one repeats.
     """
 
     smtp_hosts: tuple[tuple[Host, ...], ...] = ()
     default_smtp_port: int = 25
+    disable_mx_rollup: bool = False
+    queue_priority: int = 50
+    allow_priority_interruption: bool = True
     max_smtp_out: int = 20
+    backoff_max_smtp_out: int = 20
+    source_ip_max_smtp_out: tuple[tuple[str, int], ...] = ()
+    max_connect_rate: Rate = UNLIMITED
+    backoff_max_connect_rate: Rate = UNLIMITED
+    source_ip_max_connect_rate: tuple[tuple[str, Rate], ...] = ()
+    smtp_out_rampup_interval: float = 0.0
     max_msg_per_connection: int = 0
     max_rcpt_per_transaction: int = 1000
     max_msg_rate: Rate = UNLIMITED
+    backoff_max_msg_rate: Rate = UNLIMITED
+    source_ip_max_msg_rate: tuple[tuple[str, Rate], ...] = ()
+    max_data_volume_rate: Rate = UNLIMITED
+    backoff_max_data_volume_rate: Rate = UNLIMITED
+    source_ip_max_data_volume_rate: tuple[tuple[str, Rate], ...] = ()
     retry_after: tuple[float, ...] = (600.0,)
+    backoff_retry_after: tuple[float, ...] = (3600.0,)
+    backoff_to_normal_after: float = math.inf
+    backoff_to_normal_after_delivery: bool = False
+    backoff_recovery_interval: float = 0.0
+    backoff_upon_all_sources_disabled: bool = False
+    reenable_source_ip_after: float = math.inf
+    retry_upon_new_mail: bool = False
     retry_recipients_after: tuple[float, ...] = (600.0,)
     bounce_after: float = 388_800.0
+    notify_of_delay_every: float = 14_400.0
+    dsn_format: Literal["standard", "plain-text"] = "standard"
     connection_idle_timeout: float = 0.0
     connect_timeout: float = 120.0
     smtp_greeting_timeout: float = 300.0
@@ -212,6 +268,61 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     use_mta_sts: bool = False
 
 
+class ResponseAction(enum.Enum):
+    """What a response rule does when it fires. BOUNCE_RCPT is for a 4xx to RCPT only."""
+
+    BACKOFF = "backoff"
+    NORMAL = "normal"
+    SKIP_MX = "skip-mx"
+    BOUNCE_QUEUE = "bounce-queue"
+    BOUNCE_RCPT = "bounce-rcpt"
+    DISABLE_SOURCE_IP = "disable-source-ip"
+    DEFER_QUEUE = "defer-queue"
+    PAUSE = "pause"
+    SET = "set"
+
+    __hash__ = object.__hash__
+
+
+class Trigger(Struct, frozen=True):
+    """When a rule that matches fires: at once (period 0), at the `count`-th match within `period` seconds, or when
+    matches are at least `share` (0 to 1) of the answers within `period`, of which there are at least `count`."""
+
+    count: int = 1
+    period: float = 0.0
+    share: float = 0.0
+
+
+AT_ONCE = Trigger()
+
+
+class Change(Struct, frozen=True):
+    """What a rule sets one DomainPolicy field to: `value`, or `factor` of what it is, but not below `floor`."""
+
+    field: str
+    value: Any = None
+    factor: float = 0.0
+    floor: Any = None
+
+
+class ResponseRule(Struct, frozen=True, kw_only=True):
+    """One `[[response]]`. `provider` is the one it is for ("" for all); `reply` holds its patterns as written; no
+    `stages` means every stage; `duration` None: until something else ends it. `id` stays the same when the rule moves
+    to another line or file."""
+
+    id: str
+    reply: tuple[str, ...]
+    stages: tuple[Stage, ...] = ()
+    actions: tuple[ResponseAction, ...] = ()
+    duration: float | None = None
+    trigger: Trigger = AT_ONCE
+    changes: tuple[Change, ...] = ()
+    name: str = ""
+    provider: str = ""
+    file: str = ""
+    line: int = 0
+
+
 class Setting(Struct, frozen=True):
     """One configured value and where it stands."""
 
@@ -221,7 +332,8 @@ class Setting(Struct, frozen=True):
 
 
 class DomainTable(Struct, frozen=True):
-    """One `[domain."PATTERN"]` table: only what was written. `settings` is keyed by `DomainPolicy` field name."""
+    """One `[domain."PATTERN"]` table: only what was written. `settings` is keyed by `DomainPolicy` field name.
+    A `[provider.NAME]` table is one too; its pattern is `provider NAME`."""
 
     pattern: str
     settings: dict[str, Setting]
@@ -236,13 +348,16 @@ class SourceHost(Struct, frozen=True):
 
 class Vmta(Struct, frozen=True, kw_only=True):
     """One VirtualMTA. `max_smtp_out` 0 means no limit over all its queues. `layers` are its domain tables,
-    weak to strong: those of its policy file, then its own."""
+    weak to strong: those of its policy file, then its own; `responses` are its own rules, then its policy file's."""
 
     name: str
     source_hosts: tuple[SourceHost, ...] = ()
     host_name: str = ""
     max_smtp_out: int = 0
+    max_smtp_msg_rate: Rate = UNLIMITED
+    max_smtp_data_volume_rate: Rate = UNLIMITED
     layers: tuple[tuple[DomainTable, ...], ...] = ()
+    responses: tuple[ResponseRule, ...] = ()
 
 
 class Source(Struct, frozen=True, kw_only=True):
@@ -256,6 +371,8 @@ class Source(Struct, frozen=True, kw_only=True):
     allowed_virtual_mta: tuple[str, ...] = ()
     pickup: str = ""
     max_message_size: int = 50_000_000
+    suppress_local_dsn: bool = False
+    dsn_return_default: Literal["full", "headers"] = "headers"
 
 
 MORE_COLUMNS: dict[str, tuple[str, ...]] = dict.fromkeys(("d", "b", "t"), ("dlvTlsProtocol", "dlvTlsCipher"))
@@ -277,11 +394,13 @@ CopyMode = Literal["auto", "always", "never"]
 
 
 class Config(Struct, frozen=True, kw_only=True):
-    """The whole configuration: one immutable value. Paths are absolute."""
+    """The whole configuration: one immutable value. Paths are absolute. `domains` are the global domain and provider
+    tables, `providers` the MX patterns of each provider."""
 
     host_name: str
     spool: str
     user: str = ""
+    custom_dsn_from_header: str = ""
     sleep_after: float = 60.0
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
     min_free_space: int = 500_000_000
@@ -293,5 +412,7 @@ class Config(Struct, frozen=True, kw_only=True):
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
     domains: tuple[DomainTable, ...] = ()
+    providers: dict[str, tuple[str, ...]] = {}
+    responses: tuple[ResponseRule, ...] = ()
     acct_files: tuple[AcctFile, ...] = ()
     files: tuple[str, ...] = ()

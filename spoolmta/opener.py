@@ -77,7 +77,13 @@ class NotOpened(Struct, frozen=True):
     @property
     def is_ours(self) -> bool:
         """Whether the trouble is on our side: the receiver must not be blamed."""
-        return isinstance(self.failure, Failure) and self.failure.kind is FailureKind.LOCAL
+        return isinstance(self.failure, Failure) and self.failure.kind in (FailureKind.LOCAL, FailureKind.UNBOUND)
+
+    @property
+    def unbound(self) -> str:
+        """The source address that could not be bound, if that was it."""
+        is_unbound = isinstance(self.failure, Failure) and self.failure.kind is FailureKind.UNBOUND
+        return self.ends.source if is_unbound else ""
 
 
 class _Goal(Struct, frozen=True):
@@ -85,6 +91,7 @@ class _Goal(Struct, frozen=True):
 
     host: Host
     address: str
+    source: SourceHost
     rules: Rules
     demand: Demand
 
@@ -93,40 +100,43 @@ class _Goal(Struct, frozen=True):
 
 
 class Opener:
-    """Opens sessions for one VMTA: its addresses take turns, per connection."""
+    """Opens sessions for one VMTA."""
 
     def __init__(self, vmta: Vmta, config: Config, chance: random.Random, layout: Layout) -> None:
         self._vmta = vmta
         self._host_name = config.host_name
         self.resolver = Resolver(config.nameservers, chance, is_trusted=config.dnssec_trusted)
         self._protection = Protection(config, self.resolver, layout)
-        self._turn = 0
+        self._names = {host.address: host for host in vmta.source_hosts}
         self._sessions = Sessions()
         self._broken: dict[str, float] = {}
 
-    async def open(self, domain: str, policy: DomainPolicy, on_lost: Callable[[], None]) -> Opened | NotOpened:
-        """Try the domain's hosts in order, and their addresses; the first that greets us, as safe as demanded."""
+    async def open(
+        self, domain: str, policy: DomainPolicy, sources: tuple[str, ...], on_lost: Callable[[], None]
+    ) -> Opened | NotOpened:
+        """Try the domain's hosts in order, and their addresses, from the source of their IP version (from whatever the
+        system chooses if there is none at all); the first that greets us, as safe as demanded."""
         try:
             route = await self.resolver.route(domain, policy)
         except Unroutable as error:
             return NotOpened(error.failure, Ends())
         rules = await self._protection.rules(domain, policy, route)
-        result = await self._open(rules, on_lost)
+        result = await self._open(rules, sources, on_lost)
         if isinstance(result, NotOpened) and rules.enforced is not None:
             changed = await self._protection.changed(rules)
             if changed is not None:
-                return await self._open(changed, on_lost)
+                return await self._open(changed, sources, on_lost)
         return result
 
-    async def _open(self, rules: Rules, on_lost: Callable[[], None]) -> Opened | NotOpened:
+    async def _open(self, rules: Rules, sources: tuple[str, ...], on_lost: Callable[[], None]) -> Opened | NotOpened:
         result = NotOpened(Failure(FailureKind.NO_HOST, f"no usable host for {rules.domain}"), Ends())
         tries = 0
         for host in rules.route.hosts:
-            demand = await self._protection.demand(rules, host, self._families())
+            demand = await self._protection.demand(rules, host, _families(sources))
             if isinstance(demand, Failure):
                 result = NotOpened(demand, Ends(host.name))
                 continue
-            addresses = await self.resolver.addresses(host.name, self._families())
+            addresses = await self.resolver.addresses(host.name, _families(sources))
             if isinstance(addresses, Failure):
                 result = NotOpened(addresses, Ends(host.name))
                 continue
@@ -134,7 +144,8 @@ class Opener:
                 tries += 1
                 if tries > MAX_CONNECTS:
                     return result
-                attempt = await self._try(_Goal(host, address, rules, demand), on_lost)
+                goal = _Goal(host, address, self._source(sources, address), rules, demand)
+                attempt = await self._try(goal, on_lost)
                 if isinstance(attempt, Opened):
                     return attempt
                 result = attempt
@@ -154,8 +165,7 @@ class Opener:
 
     async def _attempt(self, goal: _Goal, on_lost: Callable[[], None]) -> Opened | NotOpened:
         loop = asyncio.get_running_loop()
-        policy, host, address = goal.rules.policy, goal.host, goal.address
-        source = self._choose_source(address)
+        policy, host, address, source = goal.rules.policy, goal.host, goal.address, goal.source
         ends = Ends(host.name, address, source.address)
         connection = Connection(loop, timeouts(policy), on_lost)
         try:
@@ -213,20 +223,15 @@ class Opener:
             del self._broken[next(iter(self._broken))]
         self._broken[host.name] = time.monotonic() + BROKEN_FOR
 
-    def _choose_source(self, address: str) -> SourceHost:
-        """The next of the VMTA's addresses of the destination's family."""
-        wants_v6 = ":" in address
-        fitting = [host for host in self._vmta.source_hosts if (":" in host.address) == wants_v6]
-        if not fitting:
-            return SourceHost("")
-        self._turn += 1
-        return fitting[self._turn % len(fitting)]
+    def _source(self, sources: tuple[str, ...], address: str) -> SourceHost:
+        """The source of the destination's IP version."""
+        fitting = [source for source in sources if (":" in source) == (":" in address)]
+        return self._names.get(fitting[0], SourceHost(fitting[0])) if fitting else SourceHost("")
 
-    def _families(self) -> frozenset[int]:
-        """The IP versions this VMTA can send from; without addresses of its own, whatever the system has."""
-        if not self._vmta.source_hosts:
-            return frozenset((4, 6))
-        return frozenset(6 if ":" in host.address else 4 for host in self._vmta.source_hosts)
+
+def _families(sources: tuple[str, ...]) -> frozenset[int]:
+    """The IP versions of the sources; without any, whatever the system has."""
+    return frozenset(6 if ":" in source else 4 for source in sources) or frozenset((4, 6))
 
 
 def _ends(host: Host, address: str, source: str, channel: Channel | None) -> Ends:

@@ -1,16 +1,20 @@
-"""Which VMTA takes a message, and what holds for a domain there.
+"""Which VMTA takes a message, which domains share a site, and what holds for a domain there.
 
-Settings come in layers, from weak to strong: the built-in defaults, the global `[domain]` tables, the VMTA's policy
-file, the VMTA's own tables. A stronger layer wins whatever its pattern: a VMTA's `*` beats a global `example.com`
-(`warnings` tells where that loosens a limit). Within a layer the more specific pattern wins, setting by setting:
-`*`, then `[*.]com`, `*.com`, `[*.]example.com`, `*.example.com`, ..., `[*.]mail.example.com`, `mail.example.com`.
+Settings come in layers, from weak to strong: the built-in defaults, the global `[domain]` and `[provider]` tables, the
+VMTA's policy file, the VMTA's own tables. A stronger layer wins whatever its pattern: a VMTA's `*` beats a global
+`example.com` (`warnings` tells where that loosens a limit). Within a layer the more specific pattern wins, setting by
+setting: `*`, the provider, then `[*.]com`, `*.com`, `[*.]example.com`, `*.example.com`, ..., `mail.example.com`.
 A domain is looked up under each of these few names, so the cost does not depend on how many patterns there are.
+
+A site is what shares connections, limits and back-off state (`PolicyTable.site_of`). Its limits are those of its name:
+`google.rollup` has what is written for the provider, and in `[domain."google.rollup"]`. What a domain of a provider
+has in tables of its own holds for the domain, within the provider's limits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,6 +24,9 @@ from spoolmta.errors import MessageRefused
 from spoolmta.model import Config, DomainPolicy, DomainTable, Envelope, Rate, Setting, Source
 
 Layer = dict[str, dict[str, Setting]]
+
+ROLLUP = ".rollup"
+"""How the names of sites end that may hold several domains."""
 
 BUILT_IN: dict[str, Setting] = {
     field: Setting(value, "", 0) for field, value in msgspec.structs.asdict(DomainPolicy()).items()
@@ -45,28 +52,83 @@ class PolicyTable:
     def __init__(self, config: Config, vmta_name: str) -> None:
         vmta = config.vmtas.get(vmta_name)
         self._name = vmta_name
+        self._providers = Providers(config.providers)
         self._layers = [_layer(tables) for tables in (config.domains, *(vmta.layers if vmta else ()))]
 
     def __repr__(self) -> str:
         return f"PolicyTable({self._name!r}, {[len(layer) for layer in self._layers]} patterns)"
 
-    def explain(self, site: str, domain: str) -> dict[str, Setting]:  # noqa: ARG002  (providers come later)
+    def explain(self, site: str, domain: str) -> dict[str, Setting]:
         """Every field of the policy and where its value stands; a built-in default has no file and line 0."""
-        return BUILT_IN | self._settings(domain)
+        return BUILT_IN | self._settings(site, domain)
 
-    def resolve(self, site: str, domain: str) -> DomainPolicy:  # noqa: ARG002
-        """The complete policy for a domain."""
-        values: dict[str, Any] = {field: setting.value for field, setting in self._settings(domain).items()}
+    def resolve(self, site: str, domain: str) -> DomainPolicy:
+        """The complete policy for a domain at a site; for the site itself where both are its name."""
+        values: dict[str, Any] = {field: setting.value for field, setting in self._settings(site, domain).items()}
         return DomainPolicy(**values)
 
-    def _settings(self, domain: str) -> dict[str, Setting]:
+    def site_of(self, domain: str, hosts: Iterable[str]) -> str:
+        """The site of a domain whose MX records name these hosts.
+
+        That of the provider that runs all of them; else domains with the same hosts share one, named by the first
+        name of the hosts, unless a domain has a table of its own; else the domain is one by itself.
+        """
+        names = frozenset(hosts)
+        if self.resolve("", domain).disable_mx_rollup or not names:
+            return domain
+        if provider := self._providers.find(names):
+            return provider + ROLLUP
+        if names == {domain} or self._is_named(domain):
+            return domain
+        return min(names) + ROLLUP
+
+    def _is_named(self, domain: str) -> bool:
+        patterns = [*patterns_for(domain)][1:]
+        return any(name in layer for layer in self._layers for name in patterns)
+
+    def _settings(self, site: str, domain: str) -> dict[str, Setting]:
         settings: dict[str, Setting] = {}
-        names = [*patterns_for(domain)]
+        everything, *patterns = patterns_for(domain)
+        names = [everything, *self._providers.table_of(site), *patterns]
         for layer in self._layers:
             for name in names:
                 if found := layer.get(name):
                     settings |= found
         return settings
+
+
+class Providers:
+    """The providers of a configuration, found by the MX hosts they run."""
+
+    def __init__(self, providers: dict[str, tuple[str, ...]]) -> None:
+        self._names = [*providers]
+        self._by_pattern: dict[str, set[str]] = {}
+        for name, patterns in providers.items():
+            for pattern in patterns:
+                self._by_pattern.setdefault(pattern, set()).add(name)
+
+    def __repr__(self) -> str:
+        return f"Providers({self._names})"
+
+    def find(self, hosts: Iterable[str]) -> str:
+        """The first provider whose patterns match every host, "" if there is none."""
+        fitting = set(self._names)
+        for host in hosts:
+            fitting &= self._running(host.lower())
+        return next((name for name in self._names if name in fitting), "")
+
+    def _running(self, host: str) -> set[str]:
+        found = set(self._by_pattern.get(host, ()))
+        rest = host.partition(".")[2]
+        while rest:
+            found |= self._by_pattern.get(f"*.{rest}", set())
+            rest = rest.partition(".")[2]
+        return found
+
+    def table_of(self, site: str) -> tuple[str, ...]:
+        """The pattern of the provider's tables where a site is a provider's, else nothing."""
+        name = site.removesuffix(ROLLUP)
+        return (f"provider {name}",) if name != site and name in self._names else ()
 
 
 def _layer(tables: tuple[DomainTable, ...]) -> Layer:
@@ -142,6 +204,8 @@ def _undone(
                 continue
             # one domain stands for all that the pattern matches
             domain = f"any{pattern[1:]}" if pattern.startswith("*.") else pattern.removeprefix("[*.]")
+            if pattern.startswith("provider "):
+                domain = pattern.removeprefix("provider ") + ROLLUP
             holds = policies.explain(domain, domain)[field]
             is_star = any(table.settings.get(field) is holds for table in stars)
             if is_star and is_at(holds.value) > is_at(limit.value):
@@ -151,5 +215,9 @@ def _undone(
             more = f" and {len(undone) - 1} more" if len(undone) > 1 else ""
             yield (
                 f'{file}:{line}: domain."*".{field.replace("_", "-")} of the VMTA "{name}" undoes '
-                f'the stricter limit of domain."{pattern}" in {limit.file}:{limit.line}{more}'
+                f"the stricter limit of {_table(pattern)} in {limit.file}:{limit.line}{more}"
             )
+
+
+def _table(pattern: str) -> str:
+    return pattern.replace(" ", ".") if pattern.startswith("provider ") else f'domain."{pattern}"'

@@ -38,11 +38,12 @@ _HOST_NAME = re.compile(
 
 
 class Route(Struct, frozen=True):
-    """Where a domain's mail goes: the site that shares limits, and its hosts, best first. `is_secure`: they are the
-    operator's, or DNSSEC proves them."""
+    """Where a domain's mail goes: its hosts, best first. `mx` are the hosts its MX records name; empty for a route
+    that is no matter of MX records (fixed hosts, an address). `is_secure`: the hosts are the operator's, or DNSSEC
+    proves them."""
 
-    site: str
     hosts: tuple[Host, ...]
+    mx: frozenset[str] = frozenset()
     is_secure: bool = False
 
 
@@ -85,7 +86,7 @@ def mail_hosts(domain: str, records: tuple[str, ...], chance: random.Random) -> 
     usable = [Host(name) for _, _, name in sorted(parsed) if is_host_name(name)]
     if not usable:
         return Failure(FailureKind.NO_HOST, f"none of the mail hosts of {domain} can be used")
-    return tuple(usable[:MAX_HOSTS])
+    return tuple(usable)
 
 
 def is_host_name(name: str) -> bool:
@@ -120,23 +121,24 @@ class Resolver:
         self._resolver.timeout = 4.0
 
     async def route(self, domain: str, policy: DomainPolicy) -> Route:
-        """The domain's site and hosts: the fixed route of its policy, an address literal's address, or MX. Raises
+        """The domain's hosts: the fixed route of its policy, an address literal's address, or MX. Raises
         Unroutable."""
         if policy.smtp_hosts:
             hosts = []
             for level in policy.smtp_hosts:
                 hosts += self._chance.sample(level, len(level))
-            return Route(domain, tuple(hosts), is_secure=True)
+            return Route(tuple(hosts), is_secure=True)
         literal = _literal(domain)
         if literal:
-            return Route(domain, (Host(literal),))
+            return Route((Host(literal),))
         found = await self.look_up(domain, "MX")
         if found.failure is not None:
             raise Unroutable(Failure(found.failure, found.text), max(1.0, found.expires - time.monotonic()))
         result = mail_hosts(domain, found.records, self._chance)
         if isinstance(result, Failure):
             raise Unroutable(result, max(1.0, found.expires - time.monotonic()))
-        return Route(domain, result, found.is_secure)
+        mx = frozenset(host.name for host in result if found.records)
+        return Route(result[:MAX_HOSTS], mx, found.is_secure)
 
     async def addresses(self, host: str, families: frozenset[int]) -> list[str] | Failure:
         """The addresses of a host in the families (4, 6) we can send from, IPv6 first; or why there are none."""

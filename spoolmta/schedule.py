@@ -3,18 +3,18 @@
 `Scheduler.step(now)` looks at the clock it is given and nothing else, returns actions, and says when it wants to
 be asked again. Whoever performs the actions reports back (`located`, `opened`, `finished`, ...).
 
-    names      wait in the Queue of their domain: `ready` (first come, first served) or `waiting` for their due time
-    a Queue    is new -> being located -> located (it belongs to a Site), or condemned (its mail is given back
-               with the failure), or it waits for the next look-up
-    a Site     is what shares limits at the receiving end; it is open, or blocked until a time after a failure
+    names      wait in the Queue of their domain: in its lines, ready, or `waiting` for their due time
+    a Queue    is new -> being located -> located (it belongs to a Group of a Site), or condemned (its mail is given
+               back with the failure), or it waits for the next look-up
+    a Site     is what shares limits at the receiving end; it is open, paused, or blocked until a time after a failure
     a Session  is opening -> idle <-> busy -> gone
 
-Laws. Limits are never exceeded: sessions of a site, sessions of the VMTA, messages of a session, recipients in any
-window of a rate. A name is in exactly one place: waiting, ready, or on one session; it leaves by exactly one
-action (Assign, Reject, Expire). `wake_at` is in the future. A blocked site opens nothing, but its open sessions go
-on (a receiver that refuses our 21st connection still takes mail on the 20 others); after a failure one session goes
-first, the others follow its success. Sites that wait for a free session of the VMTA get one in turn.
-A report about a session that is already gone is ignored.
+Laws. Limits are never exceeded: sessions of a site, of a source address, of the VMTA, messages of a session,
+recipients, connections and bytes in any window of a rate. A name is in exactly one place: waiting, ready, or on one
+session; it leaves by exactly one action (Assign, Reject, Expire). `wake_at` is in the future. A blocked site opens
+nothing, but its open sessions go on (a receiver that refuses our 21st connection still takes mail on the 20 others);
+after a failure one session goes first, the others follow its success. Sites that wait for a free session of the VMTA
+get one in turn, those of a higher queue-priority first. A report about a session that is already gone is ignored.
 `now` is Unix seconds from a clock that does not jump.
 """
 
@@ -23,99 +23,77 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Callable
 
-from spoolmta import entry
-from spoolmta.model import DomainPolicy, Failure, Struct
-from spoolmta.rate import RateLimiter, pick
-from spoolmta.site import Queue, Session, Site
+from spoolmta import concurrency, condition, entry
+from spoolmta.action import Action, Assign, Close, Expire, Locate, Reject, VmtaLimits
+from spoolmta.agenda import Agenda
+from spoolmta.limits import CellsFor, Limits
+from spoolmta.metering import Meter
+from spoolmta.model import DomainPolicy, Failure
+from spoolmta.sessions import Sessions
+from spoolmta.site import Group, Queue, Site
+from spoolmta.sites import Chance, Sites
+from spoolmta.sources import Sources
 
 BATCH = 500
 """Names given back in one step; the rest follows in the next turn of the loop, so that a big condemned queue does
 not hold up the others."""
 SOON = 0.001
-FAIR_SHARE = 100
-"""Messages a session may carry while other sites wait for a free session of the VMTA."""
-MAX_REMEMBERED = 10_000
-"""Failures of sites without mail that are kept; the oldest go first."""
-ENOUGH = 3
-"""Sessions a site may have when our own processor is what holds us up (`is_saturated`): one sends while another
-waits."""
+OUR_PAUSE = 60.0
+"""Seconds a site waits when a session could not be begun for want of something of our own."""
 
-
-class Locate(Struct, frozen=True):
-    """Find the site of a domain; answer with `located`, `unlocated` or `condemned`."""
-
-    domain: str
-
-
-class Open(Struct, frozen=True):
-    """Open a session to a site, found by way of `domain`; answer with `opened` or `open_failed`."""
-
-    session: int
-    site: str
-    domain: str
-
-
-class Assign(Struct, frozen=True):
-    """Send this entry on this session; answer with `finished`."""
-
-    session: int
-    domain: str
-    name: str
-
-
-class Close(Struct, frozen=True):
-    """End a session politely; it is already forgotten here."""
-
-    session: int
-
-
-class Reject(Struct, frozen=True):
-    """Settle this entry without trying: its domain takes no mail."""
-
-    domain: str
-    name: str
-    failure: Failure
-
-
-class Expire(Struct, frozen=True):
-    """This entry has waited for bounce-after; `reason` is why it could not be delivered."""
-
-    domain: str
-    name: str
-    reason: str
-
-
-Action = Locate | Open | Assign | Close | Reject | Expire
+Policies = Callable[[str, str], DomainPolicy]
+"""The complete policy for (site, domain); that of a site itself for (site, site)."""
 
 
 class Scheduler:
-    """All queues, sites and sessions of one VMTA. `max_smtp_out` 0 means no limit over all of them."""
+    """All queues, sites and sessions of one VMTA. `chance` gives numbers from 0 to 1, `cells_for` the memory in which
+    rates outlive the process."""
 
-    def __init__(self, max_smtp_out: int = 0) -> None:
-        self.max_smtp_out = max_smtp_out
+    def __init__(
+        self,
+        vmta: VmtaLimits = VmtaLimits(),  # noqa: B008  (a frozen value)
+        chance: Chance = lambda: 0.0,
+        cells_for: CellsFor = lambda _: None,
+    ) -> None:
         self.queues: dict[str, Queue] = {}
-        self.sites: dict[str, Site] = {}
-        self._sessions: dict[int, Session] = {}
-        self._numbers = 0
-        self._dirty: dict[Queue | Site, None] = {}
-        self._starved: dict[Site, None] = {}
-        self._idle_sites: dict[Site, None] = {}
-        self._timers: list[tuple[float, int, Queue | Site]] = []
-        self._timer_numbers = 0
-        self._armed: dict[Queue | Site, float] = {}
-        self._remembered: dict[str, tuple[int, float, str]] = {}
+        self._chance = chance
+        self._cells_for = cells_for
+        self._agenda: Agenda[Queue | Site] = Agenda()
         self._decided: list[Action] = []
+        self._doomed: deque[Reject] = deque()
+        self._meter = Meter(Limits("*", vmta.policy, vmta.policy, cells_for, 0.0))
+        self.sources = Sources(vmta.sources)
+        self.known = Sites(self._agenda, self.sources, chance, cells_for)
+        self._sessions = Sessions(vmta, self._agenda, self.sources)
         self.size = 0
-        self.draining = False
-        self.is_saturated = False
 
     def __repr__(self) -> str:
-        return f"Scheduler(size={self.size}, sessions={len(self._sessions)}, queues={self.queues}, sites={self.sites})"
+        return (
+            f"Scheduler(size={self.size}, sessions={len(self._sessions.all)}, queues={self.queues}, sites={self.sites})"
+        )
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        return self.known.by_key
 
     @property
     def sessions(self) -> int:
-        return len(self._sessions)
+        return len(self._sessions.all)
+
+    @property
+    def draining(self) -> bool:
+        return self._sessions.draining
+
+    def set_saturated(self, is_saturated: bool) -> None:
+        """Whether our own processor, and not the receivers, holds us up: more sessions would only cost more then."""
+        self._sessions.is_saturated = is_saturated
+
+    def site_of(self, domain: str) -> str:
+        """The site a domain's mail goes to; as long as that is not known, the domain by itself."""
+        queue = self.queues.get(domain)
+        return queue.group.site.key if queue is not None and queue.group is not None else domain
 
     # What is reported to the scheduler
 
@@ -128,135 +106,197 @@ class Scheduler:
         if due > now:
             heapq.heappush(queue.waiting, (due, name))
             if queue.waiting[0][1] is name:
-                self._arm(due, queue)
+                self._agenda.arm(due, queue)
         else:
             self._make_ready(queue, name, now)
 
-    def located(self, domain: str, site_key: str, policy: DomainPolicy, now: float) -> None:
-        """The domain's site is known; its mail goes there from now on."""
+    def located(
+        self, domain: str, site_key: str, policies: Policies, now: float, hosts: frozenset[str] = frozenset()
+    ) -> None:
+        """The domain's site is known, and the hosts that take its mail there; it goes there from now on."""
         queue = self.queues.get(domain)
         if queue is None:
             return
-        site = self.sites.get(site_key)
-        if site is None:
-            site = self.sites[site_key] = Site(site_key, policy)
-            site.failures, site.blocked_until, site.reason = self._remembered.pop(site_key, (0, 0.0, ""))
-            if site.blocked_until > now:
-                self._arm(site.blocked_until, site)
-        queue.locating, queue.site, queue.failure = False, site, None
-        site.queues.add(queue)
-        if queue.ready:
-            site.rotation.append(queue)
-        self._dirty[site] = None
+        site = self.sites.get(site_key) or self.known.make(site_key, policies(site_key, site_key), now)
+        group = site.groups.get(hosts)
+        if group is None:
+            group = site.groups[hosts] = Group(site, hosts)
+        queue.locating, queue.group, queue.failure = False, group, None
+        queue.set_policy(policies(site_key, domain), site.policy, self._cells_for(f"{site_key} {domain}"), now)
+        group.queues.add(queue)
+        self._list(queue)
+        self._agenda.mark(site)
 
     def unlocated(self, domain: str, now: float, until: float, reason: str, bounce_after: float) -> None:
         """The look-up failed for now; it is tried again at `until`. What has waited for bounce-after is given up."""
         queue = self.queues.get(domain)
         if queue is not None:
             queue.locating, queue.retry_at, queue.reason = False, until, reason
-            names, queue.ready = queue.ready, deque()
-            for name in names:  # all: those that come back from a deferral are older than those before them
-                if now >= entry.received(name) + bounce_after:
-                    self._decided.append(Expire(domain, name, reason))
-                else:
-                    queue.ready.append(name)
-            self.size -= len(names) - len(queue.ready)
-            self._dirty[queue] = None
+            old = queue.withdraw_ready(lambda name: entry.is_older(name, now - bounce_after))
+            self.size -= len(old)
+            self._decided += [Expire(domain, name, reason) for name in old]
+            self._agenda.mark(queue)
 
     def condemned(self, domain: str, failure: Failure, until: float) -> None:
         """The domain takes no mail: what waits is rejected, and so is what comes until `until`."""
         queue = self.queues.get(domain)
         if queue is not None:
             queue.locating, queue.retry_at, queue.failure, queue.reason = False, until, failure, failure.text
-            self._dirty[queue] = None
+            self._agenda.mark(queue)
 
-    def opened(self, number: int, now: float) -> None:
-        """The session is ready for its first message."""
-        session = self._sessions.get(number)
+    def opened(self, number: int, now: float, source: str = "") -> None:
+        """The session is ready for its first message; it comes from `source`."""
+        session = self._sessions.all.get(number)
         if session is not None and session.opening:
             session.opening = False
-            session.site.opening -= 1
-            self._make_idle(session, now)
+            session.group.opening -= 1
+            site = session.group.site
+            if len(session.sources) > 1:
+                for other in session.sources:
+                    if other != source:
+                        site.by_source[other] -= 1
+                session.sources = (source,)
+            self._sessions.make_idle(session, now)
 
-    def open_failed(self, number: int, now: float, reason: str, *, ours: bool = False) -> bool:
-        """No session could be opened. The site is not blamed where we could not even begin (`ours`), or where it serves
-        us on others and may want no more: it gets none for a minute. True if this failure is news."""
-        session = self._sessions.get(number)
+    def open_failed(self, number: int, now: float, reason: str, *, ours: bool = False, unbound: str = "") -> bool:
+        """No session could be opened. The site is not blamed where we could not even begin (`ours`; a source address
+        that is `unbound` is set aside), or where it serves us on others and may want no more. True if this is news."""
+        session = self._sessions.all.get(number)
         if session is None:
             return False
-        self._forget(session)
-        serves_us = len(session.site.sessions) > session.site.opening
-        return self._block(session.site, now, reason, 60.0 if ours or serves_us else None)
+        self._sessions.forget(session)
+        site = session.group.site
+        if unbound:
+            return self.sources.set_aside(unbound, now)
+        if ours:
+            return self.known.block(site, now, reason, OUR_PAUSE)
+        if len(site.sessions) > site.opening:
+            return concurrency.narrow(site, number, self._sessions.newest, now, self._chance)
+        return self.known.block(site, now, reason, None)
 
-    def finished(self, number: int, now: float, *, delivered: bool, reusable: bool, reason: str = "") -> bool:
-        """The session's message is done (its entry settled or added again). A session that breaks before it has
-        delivered anything counts as a failure of the site; True if that is news."""
-        session = self._sessions.get(number)
+    def finished(
+        self, number: int, now: float, *, answered: bool, reusable: bool, delivered: bool = False, reason: str = ""
+    ) -> bool:
+        """The session's message is done (its entry settled or added again). A session that breaks before it has had
+        any answer counts as a failure of the site; True if that is news."""
+        session = self._sessions.all.get(number)
         if session is None:
             return False
-        site = session.site
-        if delivered:
-            session.delivered += 1
-            if site.failures:
-                site.failures, site.reason = 0, ""
-                self._dirty[site] = None
+        site = session.group.site
+        self._release(self._meter.let_go(session, now, delivered))
+        if answered:
+            session.answered += 1
+            self._on_answer(site, now, delivered)
         if not reusable:
-            self._forget(session)
-            return session.delivered == 0 and self._block(site, now, reason, None)
-        if self._is_spent(session):
-            self._forget(session)
+            self._sessions.forget(session)
+            return session.answered == 0 and self.known.block(site, now, reason, None)
+        if self._sessions.is_spent(session):
+            self._sessions.forget(session)
             self._decided.append(Close(number))
         else:
-            self._make_idle(session, now)
+            self._sessions.make_idle(session, now)
         return False
 
-    def lost(self, number: int) -> None:
-        """An idle session is gone."""
-        session = self._sessions.get(number)
+    def _on_answer(self, site: Site, now: float, delivered: bool) -> None:
+        state = site.condition
+        if state.failures:
+            state.failures, state.reason = 0, ""
+            self._agenda.mark(site)
+        concurrency.widen(site)
+        if delivered and state.mode == condition.BACKOFF and site.policy.backoff_to_normal_after_delivery:
+            condition.leave_backoff(state, site.policy, now, "a message was delivered")
+            self._refresh(site, now)
+
+    def lost(self, number: int, now: float = 0.0) -> None:
+        """A session is gone, with what it carried."""
+        session = self._sessions.all.get(number)
         if session is not None:
-            if session in session.site.idle:
-                session.site.idle.remove(session)
-            self._forget(session)
+            self._release(self._meter.let_go(session, now, False))
+            if session in session.group.idle:
+                session.group.idle.remove(session)
+            self._sessions.forget(session)
 
     def drain(self) -> None:
         """Assign and open nothing more; idle sessions are closed."""
-        self.draining = True
+        self._sessions.draining = True
         for site in self.sites.values():
-            self._dirty[site] = None
+            self._agenda.mark(site)
 
-    def reconfigure(self, max_smtp_out: int, policies: dict[str, DomainPolicy]) -> None:
-        """New limits for the sites named; a rate that did not change keeps its window."""
-        self.max_smtp_out = max_smtp_out
-        for key, policy in policies.items():
-            if (site := self.sites.get(key)) is None:
-                continue
-            if policy.max_msg_rate != site.policy.max_msg_rate:
-                site.limiter = RateLimiter(policy.max_msg_rate)
-            site.policy = policy
-            self._dirty[site] = None
-            for session in [session for session in site.idle if self._is_spent(session)]:
-                site.idle.remove(session)
-                self._forget(session)
-                self._decided.append(Close(session.number))
+    def reconfigure(self, vmta: VmtaLimits, policies: Policies, now: float) -> None:
+        """New limits for all; a rate that did not change keeps its window."""
+        self._sessions.vmta = vmta
+        self._meter.whole.set_policy(vmta.policy, vmta.policy, now)
+        self.sources.set_addresses(vmta.sources)
+        for key, site in self.sites.items():
+            site.policy = policies(key, key)
+            self._refresh(site, now)
+            for queue in self.queues_of(key):
+                queue.set_policy(policies(key, queue.domain), site.policy, None, now)
 
-    def remember(self, states: dict[str, tuple[int, float, str]]) -> None:
-        """State of sites from before a sleep: failures in a row, blocked until, reason."""
-        self._remembered.update(states)
-        while len(self._remembered) > MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+    # What outlives a site's mail
 
-    def states(self) -> dict[str, tuple[int, float, str]]:
-        """What `remember` takes."""
-        states = dict(self._remembered)
-        states.update({s.key: (s.failures, s.blocked_until, s.reason) for s in self.sites.values() if s.failures})
-        return states
+    def changed(self, key: str, now: float) -> None:
+        """The condition of a site was changed from outside: by a rule, or by the operator."""
+        site = self.sites.get(key)
+        if site is not None:
+            self._refresh(site, now)
+        else:
+            self.known.tell(key, self.known.memory.of(key))
+            self.known.memory.tidy(key, now)
+
+    def policy_of(self, key: str) -> DomainPolicy:
+        """The policy of a site, without what holds of it for now; the defaults for one that has no mail."""
+        site = self.sites.get(key)
+        return site.policy if site is not None else DomainPolicy()
+
+    def defer(self, key: str, now: float, reason: str, pause: float | None = None) -> bool:
+        """Put a site into retry now, as if an attempt had failed, or for `pause` seconds."""
+        site = self.sites.get(key)
+        return site is not None and self.known.block(site, now, reason, pause)
+
+    def hasten(self, key: str, now: float) -> None:
+        """Try a site again now, with all the mail that waits for its time."""
+        state = self.known.condition_of(key)
+        state.blocked_until = min(state.blocked_until, now)
+        for queue in self.queues_of(key):
+            if queue.failure is None:
+                queue.retry_at = 0.0
+            names, queue.waiting = queue.waiting, []
+            for _, name in sorted(names):
+                self._make_ready(queue, name, now)
+            self._agenda.mark(queue)
+        self.changed(key, now)
+
+    def withdraw(self, domain: str, is_meant: Callable[[str], bool], failure: Failure | None = None) -> list[str]:
+        """Take names out of a queue, unless they are being sent; with a failure, they are given back with it."""
+        queue = self.queues.get(domain)
+        if queue is None:
+            return []
+        if queue.group is not None:
+            for line in queue.lines.values():
+                queue.group.backlog.remove(line)
+        taken = queue.withdraw(is_meant)
+        self.size -= len(taken)
+        if failure is not None:
+            self._doomed.extend(Reject(domain, name, failure) for name in taken)
+        self._list(queue)
+        self._agenda.mark(queue)
+        return taken
+
+    def queues_of(self, key: str) -> list[Queue]:
+        """The queues of a site; of a domain whose site is not known yet, its own."""
+        site = self.sites.get(key)
+        if site is not None:
+            return [queue for group in site.groups.values() for queue in group.queues]
+        queue = self.queues.get(key)
+        return [queue] if queue is not None and queue.group is None else []
 
     def next_due(self) -> float:
         """When the first waiting mail or blocked site wants attention, infinity if nothing waits."""
+        if self._doomed:
+            return 0.0
         times = [queue.waiting[0][0] for queue in self.queues.values() if queue.waiting]
-        for queue in self.queues.values():
-            if queue.ready:
-                times.append(queue.site.blocked_until if queue.site else queue.retry_at)
+        times += [queue.ready_at for queue in self.queues.values() if queue.has_ready]
         return min(times, default=math.inf)
 
     # The decision
@@ -264,236 +304,198 @@ class Scheduler:
     def step(self, now: float) -> tuple[list[Action], float]:
         """The actions to perform now, and when to ask again at the latest."""
         actions, self._decided = self._decided, []
-        while self._timers and self._timers[0][0] <= now:
-            time, _, item = heapq.heappop(self._timers)
-            if self._armed.get(item) == time:
-                del self._armed[item]
-                self._dirty[item] = None
-        while self._dirty or (self._starved and self._free() > 0):
-            if not self._dirty:
-                site = next(iter(self._starved))
-                del self._starved[site]
+        for _ in range(min(BATCH, len(self._doomed))):
+            actions.append(self._doomed.popleft())
+        self._agenda.ring(now)
+        while self._agenda or (self._sessions.starved and self._sessions.free() > 0):
+            if not self._agenda:
+                site = max(self._sessions.starved, key=lambda site: site.policy.queue_priority)
+                del self._sessions.starved[site]
                 self._serve_site(site, now, actions, 1)
                 continue
-            item, _ = self._dirty.popitem()
+            item = self._agenda.take()
             if isinstance(item, Queue):
                 self._serve_queue(item, now, actions)
             else:
                 self._serve_site(item, now, actions)
-        return actions, max(self._timers[0][0], now + SOON) if self._timers else math.inf
+        wake = now + SOON if self._doomed else self._agenda.next_time()
+        return actions, max(wake, now + SOON)
 
     def _serve_queue(self, queue: Queue, now: float, actions: list[Action]) -> None:
-        site = queue.site
         while queue.waiting and queue.waiting[0][0] <= now:
             name = heapq.heappop(queue.waiting)[1]
-            if site is not None and self._is_too_old(site, name, now):
+            if queue.group is not None and self._is_too_old(queue, name, now):
                 self.size -= 1
-                actions.append(Expire(queue.domain, name, site.reason))
+                actions.append(Expire(queue.domain, name, queue.group.site.condition.reason))
             else:
                 self._make_ready(queue, name, now)
         if queue.waiting:
-            self._arm(queue.waiting[0][0], queue)
-        if site is not None:
-            self._dirty[site] = None
-            return
-        if not queue.ready:
+            self._agenda.arm(queue.waiting[0][0], queue)
+        if queue.group is not None:
+            if queue.held_until and queue.held_until <= now:
+                queue.held_until = 0.0
+                self._list(queue)
+            self._agenda.mark(queue.group.site)
+        elif not queue.has_ready:
             if not queue.waiting and not queue.locating:
                 self._drop(queue)
         elif queue.failure is not None and queue.retry_at > now:
-            for _ in range(min(BATCH, len(queue.ready))):
-                actions.append(Reject(queue.domain, queue.ready.popleft(), queue.failure))
-                self.size -= 1
-            self._arm(now + SOON, queue)
+            rejected = queue.take_ready(BATCH)
+            self.size -= len(rejected)
+            actions += [Reject(queue.domain, name, queue.failure) for name in rejected]
+            self._agenda.arm(now + SOON, queue)
         elif queue.retry_at > now:
-            self._arm(queue.retry_at, queue)
+            self._agenda.arm(queue.retry_at, queue)
         elif not queue.locating and not self.draining:
             queue.locating, queue.failure = True, None
             actions.append(Locate(queue.domain))
 
     def _serve_site(self, site: Site, now: float, actions: list[Action], most: int = 0) -> None:
         """What can be done for a site now; `most` is how many sessions it may open because its turn has come."""
-        is_blocked = site.blocked_until > now
+        state = site.condition
+        if site.tick_at <= now:
+            self._refresh(site, now)
+        is_blocked = state.blocked_until > now or state.paused is not None
+        site.hold = ""
         if is_blocked:
+            site.hold = "pause" if state.paused is not None else "retry-after"
             self._expire_blocked(site, now, actions)
-        wants_more = self._assign(site, now, actions) and not is_blocked
-        if not wants_more or not self._open(site, now, most, actions):
-            self._starved.pop(site, None)
-        self._close_idle(site, now, actions)
-        if not site.sessions and not site.rotation:
+        wanting = [] if state.paused is not None or self.draining else self._assign(site, now, actions)
+        site.is_crowded = len(site.groups) > 1 and any(not group.sessions for group in wanting)
+        if is_blocked or not wanting or not self._sessions.open(site, wanting, now, most, actions):
+            self._sessions.starved.pop(site, None)
+        self._sessions.close_idle(site, now, actions)
+        if not site.sessions and not site.has_mail:
             self._retire(site, now)
 
-    def _assign(self, site: Site, now: float, actions: list[Action]) -> bool:
-        """Give ready mail to idle sessions. True if more sessions would help (no rate holds the site)."""
-        if self.draining:
-            return False
-        while site.rotation:
-            queue = site.rotation[0]
-            name = queue.ready[0]
-            if self._is_too_old(site, name, now):
-                self._take(site, queue)
-                actions.append(Expire(queue.domain, name, site.reason))
+    def _assign(self, site: Site, now: float, actions: list[Action]) -> list[Group]:
+        """Give ready mail to idle sessions; the groups that could use more sessions (none if a rate holds the site)."""
+        groups = [group for group in site.groups.values() if group.backlog]
+        wanting: list[Group] = []
+        turn = 0
+        while groups:
+            turn %= len(groups)
+            group = groups[turn]
+            found = group.backlog.peek()
+            if found is None:
+                del groups[turn]
                 continue
-            recipients = entry.recipients(name)
-            pause = site.limiter.wait(now, recipients)
-            if pause > 0:
-                self._arm(now + pause, site)
-                return False
-            if not site.idle:
-                return True
-            session = site.idle.pop()
-            self._take(site, queue)
-            site.limiter.take(now, recipients)
-            session.sent += 1
-            actions.append(Assign(session.number, queue.domain, name))
-        return False
+            queue, name = found[0].queue, found[1]
+            if ":" in name and self._is_too_old(queue, name, now):
+                self._take(group)
+                actions.append(Expire(queue.domain, name, site.condition.reason))
+                continue
+            count = most = entry.recipients(name)
+            if not self._meter.is_free(site):
+                most = self._meter.at_once(site, count)
+                pause, held = self._meter.pause(site, most, name, now)
+                if pause > 0:
+                    site.hold = held
+                    self._agenda.arm(now + pause, site)
+                    return []
+            if queue.is_limited and self._hold(queue, most, now):
+                continue
+            session, pause = self._meter.idle_session(group, most, name, now)
+            if session is None:
+                if pause:
+                    self._agenda.arm(now + pause, site)
+                wanting.append(group)
+                del groups[turn]
+                continue
+            self._take(group)
+            self._meter.charge(session, queue, most, name, now)
+            actions.append(Assign(session.number, queue.domain, name, most if most < count else 0))
+            turn += 1
+        return wanting
 
-    def _open(self, site: Site, now: float, most: int, actions: list[Action]) -> bool:
-        """Open sessions for mail that has none coming, within the limits of the site and the VMTA. True if the
-        VMTA's limit keeps the site from having more."""
-        room = site.policy.max_smtp_out - len(site.sessions)
-        if site.failures:
-            room = min(room, 1 - len(site.sessions))
-        # Slow start: as many more as are open already. A queue is often empty before a second session is.
-        established = len(site.sessions) - site.opening
-        room = min(room, (2 if self.is_saturated else max(2, established)) - site.opening)
-        if self.is_saturated and established >= ENOUGH:
+    def _hold(self, queue: Queue, count: int, now: float) -> bool:
+        """Whether a domain's own limits keep its mail back, which then lets that of the other domains pass."""
+        until = queue.may_go_at(now, count)
+        if until <= now or queue.group is None:
             return False
-        wanted = sum(len(queue.ready) for queue in site.rotation) if len(site.rotation) < 32 else room
-        wanted = int(min(room, min(wanted, site.limiter.allowance(now)) - site.opening))
-        if wanted <= 0:
-            return False
-        free = most if most or self._starved else self._free()
-        for _ in range(int(min(wanted, free))):
-            self._numbers += 1
-            self._sessions[self._numbers] = Session(self._numbers, site)
-            site.sessions.add(self._numbers)
-            site.opening += 1
-            actions.append(Open(self._numbers, site.key, site.rotation[0].domain))
-        if wanted <= free:
-            return False
-        self._starved.setdefault(site)
-        for other in self._idle_sites:  # their idle sessions are closed to make room
-            self._dirty[other] = None
+        queue.held_until = until
+        for line in queue.lines.values():
+            queue.group.backlog.remove(line)
+        if until < math.inf:
+            self._agenda.arm(until, queue)
         return True
 
-    def _free(self) -> float:
-        """Sessions the VMTA may still open."""
-        return self.max_smtp_out - len(self._sessions) if self.max_smtp_out else math.inf
+    def _release(self, queue: Queue | None) -> None:
+        """One of a domain's messages is done: another may go."""
+        if queue is not None and queue.held_until == math.inf:
+            queue.held_until = 0.0
+            self._list(queue)
+            self._agenda.mark(queue)
 
-    def _close_idle(self, site: Site, now: float, actions: list[Action]) -> None:
-        """Close what has been idle for connection-idle-timeout; at once when others wait for a free session."""
-        make_room = self.draining or (self._starved and site not in self._starved)
-        timeout = 0.0 if make_room else site.policy.connection_idle_timeout
-        while site.idle and site.idle[0].idle_since + timeout <= now:  # the longest idle is the first
-            session = site.idle.popleft()
-            self._forget(session)
-            actions.append(Close(session.number))
-        if site.idle:
-            self._idle_sites[site] = None
-            self._arm(site.idle[0].idle_since + timeout, site)
-        else:
-            self._idle_sites.pop(site, None)
-
-    def _is_too_old(self, site: Site, name: str, now: float) -> bool:
+    def _is_too_old(self, queue: Queue, name: str, now: float) -> bool:
         """Whether an entry that has been tried has waited for bounce-after; one that was not gets its try."""
-        return entry.state(name)[0] > 0 and now >= entry.received(name) + site.policy.bounce_after
+        return entry.is_older(name, now - queue.bounce_after) and entry.state(name)[0] > 0
 
     def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
-        """Give up what has waited too long behind a failure, tried or not: the first of each queue, in turn."""
-        bounce_after = site.policy.bounce_after
-        for queue in site.rotation:
-            while queue.ready and now >= entry.received(queue.ready[0]) + bounce_after:
-                actions.append(Expire(queue.domain, queue.ready.popleft(), site.reason))
-                self.size -= 1
-        site.rotation = deque(queue for queue in site.rotation if queue.ready)
-        if site.rotation:
-            first = min(entry.received(queue.ready[0]) for queue in site.rotation)
-            self._arm(min(site.blocked_until, first + bounce_after), site)
+        """Give up what has waited too long behind a failure or a pause, tried or not."""
+        expired, again = site.take_expired(now)
+        self.size -= len(expired)
+        actions += [Expire(domain, name, site.condition.reason) for domain, name in expired]
+        if site.condition.blocked_until > now:
+            again = min(again, site.condition.blocked_until)
+        if again < math.inf:
+            self._agenda.arm(again, site)
 
     # Bookkeeping
 
-    def _take(self, site: Site, queue: Queue) -> None:
-        """Take the first name of a site's first queue; its queues take turns."""
-        queue.ready.popleft()
+    def _take(self, group: Group) -> None:
+        group.backlog.take()
         self.size -= 1
-        site.rotation.popleft()
-        if queue.ready:
-            site.rotation.append(queue)
+
+    def _list(self, queue: Queue) -> None:
+        """Its ready mail takes part in its group, unless the domain's own limits hold it."""
+        if queue.group is None or queue.held_until:
+            return
+        for line in queue.lines.values():
+            if line.names:
+                queue.group.backlog.push(line)
 
     def _make_ready(self, queue: Queue, name: str, now: float) -> None:
-        queue.ready.append(name)
-        site = queue.site
-        if site is None:
-            self._dirty[queue] = None
+        line = queue.line_of(name)
+        line.names.append(name)
+        if queue.group is None:
+            self._agenda.mark(queue)
             return
-        if len(queue.ready) == 1:
-            site.rotation.append(queue)
-        elif site.blocked_until > now and not site.idle:
-            return  # nothing changes for a blocked site
-        self._dirty[site] = None
+        site = queue.group.site
+        if not queue.held_until:
+            queue.group.backlog.push(line)
+        if site.condition.blocked_until > now:
+            if site.policy.retry_upon_new_mail and ":" not in name:
+                site.condition.blocked_until = now
+            elif len(line.names) > 1 and not queue.group.idle:
+                return  # nothing changes for a blocked site
+        self._agenda.mark(site)
 
-    def _is_spent(self, session: Session) -> bool:
-        """Whether a session has to end: it carried what it may, or there are more than there may be since a reload."""
-        policy = session.site.policy
-        limit = policy.max_msg_per_connection
-        return (
-            (limit > 0 and session.sent >= limit)
-            or (session.sent >= FAIR_SHARE and bool(self._starved))
-            or len(session.site.sessions) > policy.max_smtp_out
-            or self._free() < 0
-        )
-
-    def _make_idle(self, session: Session, now: float) -> None:
-        session.idle_since = now
-        session.site.idle.append(session)
-        self._dirty[session.site] = None
-
-    def _forget(self, session: Session) -> None:
-        site = session.site
-        del self._sessions[session.number]
-        site.sessions.discard(session.number)
-        site.opening -= session.opening
-        self._dirty[site] = None
-
-    def _block(self, site: Site, now: float, reason: str, pause: float | None) -> bool:
-        """Hold a site after a failure. Sessions that fail while it is blocked belong to the same failure."""
-        self._dirty[site] = None
-        if site.blocked_until > now:
-            return False
-        site.reason = reason
-        if pause is None:
-            site.failures += 1
-            pause = pick(site.policy.retry_after, site.failures)
-        site.blocked_until = now + pause
-        return True
+    def _refresh(self, site: Site, now: float) -> None:
+        """The site's condition or policy has changed, or its time has come."""
+        self.known.refresh(site, now)
+        for group in site.groups.values():
+            for session in [session for session in group.idle if self._sessions.is_spent(session)]:
+                group.idle.remove(session)
+                self._sessions.forget(session)
+                self._decided.append(Close(session.number))
+        self._agenda.mark(site)
 
     def _retire(self, site: Site, now: float) -> None:
-        """Forget a site without mail and sessions, once its rate does not need it; its failures are remembered."""
-        for queue in [queue for queue in site.queues if not queue.waiting]:
-            site.queues.discard(queue)
-            self._drop(queue)
-        if site.queues:
+        """Forget a site without mail and sessions, once its rates do not need it; its condition is remembered."""
+        for group in [*site.groups.values()]:
+            for queue in [queue for queue in group.queues if not queue.waiting and not queue.has_ready]:
+                group.queues.discard(queue)
+                self._drop(queue)
+            if not group.queues:
+                del site.groups[group.hosts]
+        if site.groups:
             return
-        if site.limiter.busy_until() > now:
-            self._arm(site.limiter.busy_until(), site)
+        if site.limits.busy_until() > now:
+            self._agenda.arm(site.limits.busy_until(), site)
             return
-        if site.failures or site.blocked_until > now:
-            self.remember({site.key: (site.failures, site.blocked_until, site.reason)})
-        if self.sites.get(site.key) is site:
-            del self.sites[site.key]
-        self._armed.pop(site, None)
+        self.known.forget(site, now)
 
     def _drop(self, queue: Queue) -> None:
         self.queues.pop(queue.domain, None)
-        self._armed.pop(queue, None)
-
-    def _arm(self, time: float, item: Queue | Site) -> None:
-        """Look at an item again at `time`, or earlier if it is armed for earlier."""
-        armed = self._armed.get(item)
-        if armed is None or time < armed:
-            self._armed[item] = time
-            self._timer_numbers += 1
-            heapq.heappush(self._timers, (time, self._timer_numbers, item))
-            if len(self._timers) > 2 * len(self._armed) + 1000:  # most are out of date
-                self._timers = [(time, number, item) for number, (item, time) in enumerate(self._armed.items())]
-                heapq.heapify(self._timers)
+        self._agenda.forget(queue)

@@ -2,80 +2,242 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import deque
+from collections.abc import Callable
 
+from spoolmta import entry
+from spoolmta.backlog import Backlog, Line
+from spoolmta.condition import Condition
+from spoolmta.limits import Limits
 from spoolmta.model import DomainPolicy, Failure
-from spoolmta.rate import RateLimiter
+from spoolmta.rate import Cells, RateLimiter
 
 
 class Queue:
-    """The mail of one domain."""
+    """The mail of one domain. `own` are the limits of its own that hold within its site's, if it has any."""
 
-    __slots__ = ("domain", "failure", "locating", "ready", "reason", "retry_at", "site", "waiting")
+    __slots__ = (
+        "active",
+        "bounce_after",
+        "domain",
+        "failure",
+        "group",
+        "held_until",
+        "is_limited",
+        "lines",
+        "locating",
+        "own_limiter",
+        "own_sessions",
+        "reason",
+        "retry_at",
+        "waiting",
+    )
 
     def __init__(self, domain: str) -> None:
         self.domain = domain
-        self.ready: deque[str] = deque()
+        self.lines: dict[tuple[int, str], Line] = {}
         self.waiting: list[tuple[float, str]] = []
-        self.site: Site | None = None
+        self.group: Group | None = None
         self.locating = False
         self.retry_at = 0.0
         self.failure: Failure | None = None
         self.reason = ""
+        self.own_limiter: RateLimiter | None = None
+        self.own_sessions = 0
+        self.active = 0
+        self.held_until = 0.0
+        self.bounce_after = math.inf
+        self.is_limited = False
 
     def __repr__(self) -> str:
-        site = self.site.key if self.site else None
-        return (
-            f"Queue({self.domain}, ready={len(self.ready)}, waiting={len(self.waiting)}, site={site}, {self.reason!r})"
-        )
+        return f"Queue({self.domain}, lines={self.lines}, waiting={len(self.waiting)}, {self.group}, {self.reason!r})"
+
+    def line_of(self, name: str) -> Line:
+        flow = entry.flow(name)
+        line = self.lines.get(flow)
+        if line is None:
+            line = self.lines[flow] = Line(self, *flow)
+        return line
+
+    @property
+    def has_ready(self) -> bool:
+        return any(line.names for line in self.lines.values())
+
+    @property
+    def ready_at(self) -> float:
+        """When its ready mail may be tried again (0 or past: it may be now), as far as failures and pauses go."""
+        if self.group is None:
+            return self.retry_at
+        state = self.group.site.condition
+        if state.paused is None:
+            return state.blocked_until
+        return state.paused.until or math.inf
+
+    def take_ready(self, most: int) -> list[str]:
+        """Up to so many ready names, taken out."""
+        taken: list[str] = []
+        for line in self.lines.values():
+            while line.names and len(taken) < most:
+                taken.append(line.names.popleft())
+        return taken
+
+    def withdraw_ready(self, is_meant: Callable[[str], bool]) -> list[str]:
+        taken: list[str] = []
+        for line in self.lines.values():
+            found = [name for name in line.names if is_meant(name)]
+            if found:
+                taken += found
+                line.names = deque(name for name in line.names if not is_meant(name))
+        return taken
+
+    def withdraw(self, is_meant: Callable[[str], bool]) -> list[str]:
+        """The names that are meant, ready or waiting, taken out. No line may be listed."""
+        taken = self.withdraw_ready(is_meant) + [name for _, name in self.waiting if is_meant(name)]
+        self.waiting = [item for item in self.waiting if not is_meant(item[1])]
+        heapq.heapify(self.waiting)
+        return taken
+
+    def set_policy(self, own: DomainPolicy, shared: DomainPolicy, cells: Cells | None, now: float) -> None:
+        """What holds for the domain, beside what holds for all of its site: limits that are not the site's own."""
+        self.bounce_after = own.bounce_after
+        self.own_sessions = own.max_smtp_out if own.max_smtp_out < shared.max_smtp_out else 0
+        if own.max_msg_rate == shared.max_msg_rate or own.max_msg_rate.count == math.inf:
+            self.own_limiter = None
+        elif self.own_limiter is None:
+            self.own_limiter = RateLimiter(own.max_msg_rate, cells)
+        else:
+            self.own_limiter.set_rate(own.max_msg_rate, now)
+        self.is_limited = self.own_limiter is not None or self.own_sessions > 0
+
+    def may_go_at(self, now: float, count: int) -> float:
+        """When its own limits let the next message go: now or before, later, or (infinity) when one is done."""
+        if self.own_sessions and self.active >= self.own_sessions:
+            return math.inf
+        return now + self.own_limiter.wait(now, count) if self.own_limiter is not None else now
 
 
-class Site:
-    """What shares limits at the receiving end, with its open sessions and its state after failures."""
+class Group:
+    """The domains of a site that go to the same hosts: a session opened for one can carry the mail of another."""
 
-    __slots__ = (
-        "blocked_until",
-        "failures",
-        "idle",
-        "key",
-        "limiter",
-        "opening",
-        "policy",
-        "queues",
-        "reason",
-        "rotation",
-        "sessions",
-    )
+    __slots__ = ("backlog", "hosts", "idle", "opening", "queues", "sessions", "site")
 
-    def __init__(self, key: str, policy: DomainPolicy) -> None:
-        self.key = key
-        self.policy = policy
-        self.limiter = RateLimiter(policy.max_msg_rate)
+    def __init__(self, site: Site, hosts: frozenset[str]) -> None:
+        self.site = site
+        self.hosts = hosts
+        self.backlog = Backlog()
         self.queues: set[Queue] = set()
-        self.rotation: deque[Queue] = deque()
         self.sessions: set[int] = set()
         self.idle: deque[Session] = deque()
         self.opening = 0
-        self.failures = 0
-        self.blocked_until = 0.0
-        self.reason = ""
+
+    def demand(self, most: int) -> int:
+        """How many sessions its ready mail could use, counted up to `most`."""
+        if not any(queue.is_limited for queue in self.queues):
+            return self.backlog.at_least(most)
+        found: dict[Queue, int] = {}
+        for line in self.backlog.lines():
+            found[line.queue] = found.get(line.queue, 0) + len(line.names)
+        return min(most, sum(min(count, queue.own_sessions or count) for queue, count in found.items()))
 
     def __repr__(self) -> str:
-        return (
-            f"Site({self.key}, sessions={len(self.sessions)}, idle={len(self.idle)}, opening={self.opening}, "
-            f"failures={self.failures}, blocked_until={self.blocked_until}, {self.reason!r})"
-        )
+        return f"Group({self.site.key}, sessions={len(self.sessions)}, idle={len(self.idle)}, opening={self.opening})"
+
+
+class Site:
+    """What shares limits at the receiving end, with its open sessions and its condition.
+
+    `cohort` is the first session that began after the last cut of the window: older ones that fail belong to the same
+    trouble. `hold` is what keeps mail from going out now: the directive, or what else it is. `is_crowded`: mail waits
+    that no session here can carry. `tick_at`: when something in its condition ends.
+    """
+
+    __slots__ = (
+        "by_source",
+        "calm_until",
+        "cohort",
+        "condition",
+        "groups",
+        "hold",
+        "is_crowded",
+        "key",
+        "limits",
+        "opened_at",
+        "policy",
+        "sessions",
+        "tick_at",
+    )
+
+    def __init__(self, key: str, policy: DomainPolicy, condition: Condition, limits: Limits) -> None:
+        self.key = key
+        self.policy = policy
+        self.condition = condition
+        self.limits = limits
+        self.groups: dict[frozenset[str], Group] = {}
+        self.sessions: set[int] = set()
+        self.by_source: dict[str, int] = {}
+        self.cohort = 0
+        self.calm_until = 0.0
+        self.opened_at = 0.0
+        self.hold = ""
+        self.is_crowded = False
+        self.tick_at = math.inf
+
+    def __repr__(self) -> str:
+        return f"Site({self.key}, sessions={len(self.sessions)}, {self.condition}, held by {self.hold!r})"
+
+    @property
+    def opening(self) -> int:
+        return sum(group.opening for group in self.groups.values())
+
+    @property
+    def has_mail(self) -> bool:
+        """Whether there is ready mail, also such as its domain's own limits hold."""
+        return any(group.backlog or any(queue.held_until for queue in group.queues) for group in self.groups.values())
+
+    def take_expired(self, now: float) -> tuple[list[tuple[str, str]], float]:
+        """What has waited for bounce-after (domain, name), taken off the head of each line; when to look again."""
+        expired: list[tuple[str, str]] = []
+        again = math.inf
+        for group in self.groups.values():
+            for line in group.backlog.lines():
+                queue = line.queue
+                # The line is listed: what is taken out of it must not leave it empty there.
+                names = line.take_older(now - queue.bounce_after)
+                expired += [(queue.domain, name) for name in names]
+                if line.names:
+                    again = min(again, line.first_received() + queue.bounce_after)
+                else:
+                    group.backlog.remove(line)
+        return expired, again
 
 
 class Session:
-    """One connection, as far as limits are concerned."""
+    """One connection, as far as limits are concerned. `sources` are the addresses it may come from (one of each IP
+    version until it is open), `taken` when its message was counted and how large it is."""
 
-    __slots__ = ("delivered", "idle_since", "number", "opening", "sent", "site")
+    __slots__ = (
+        "answered",
+        "group",
+        "idle_since",
+        "number",
+        "opening",
+        "queue",
+        "sent",
+        "size",
+        "sources",
+        "taken",
+    )
 
-    def __init__(self, number: int, site: Site) -> None:
+    def __init__(self, number: int, group: Group, sources: tuple[str, ...]) -> None:
         self.number = number
-        self.site = site
+        self.group = group
+        self.sources = sources
         self.opening = True
         self.sent = 0
-        self.delivered = 0
+        self.answered = 0
         self.idle_since = 0.0
+        self.queue: Queue | None = None
+        self.size = 0
+        self.taken = 0.0

@@ -294,7 +294,7 @@ async def connect(
             try:
                 sock.bind((source, 0))
             except OSError as error:
-                raise WireError(Failure(FailureKind.LOCAL, f"cannot bind {source}: {error.strerror}")) from None
+                raise WireError(Failure(FailureKind.UNBOUND, f"cannot bind {source}: {error.strerror}")) from None
         async with asyncio.timeout(timeout):
             await _connect(loop, sock, (address, port))
         used = str(sock.getsockname()[0])

@@ -9,6 +9,8 @@
 | connect, greeting, EHLO, STARTTLS | anything | deferred | host: the next one is tried |
 | resolve | does not exist, accepts no mail, no usable host | bounced | site |
 | resolve | DNS trouble | deferred | site |
+| anywhere | what a response rule says | bounced or deferred | message |
+| waiting | its time is over, its queue bounces, the operator deletes it | expired, bounced, deleted | recipient |
 
 Laws: total; DELIVERED only at the end of data and only for 2xx; a failure (not a reply) at the end of data may
 have been a delivery, and is flagged so.
@@ -17,7 +19,7 @@ A 5xx greeting defers: it speaks of our address, not of the recipients (PowerMTA
 
 from __future__ import annotations
 
-from spoolmta.model import Answer, FailureKind, Outcome, Reply, Scope, Stage, Struct
+from spoolmta.model import Answer, FailureKind, Outcome, Reply, Ruling, Scope, Stage, Struct
 
 
 class Verdict(Struct, frozen=True):
@@ -30,6 +32,11 @@ class Verdict(Struct, frozen=True):
 
 DELIVERED = Verdict(Outcome.DELIVERED, Scope.RECIPIENT)
 
+_SETTLED = {
+    FailureKind.EXPIRED: Outcome.EXPIRED,
+    FailureKind.CONDEMNED: Outcome.BOUNCED,
+    FailureKind.DELETED: Outcome.DELETED,
+}
 _HOST_STAGES = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.STARTTLS})
 _FINAL_AT_RESOLVE = frozenset({FailureKind.NO_DOMAIN, FailureKind.NULL_MX, FailureKind.NO_HOST})
 
@@ -37,13 +44,15 @@ _FINAL_AT_RESOLVE = frozenset({FailureKind.NO_DOMAIN, FailureKind.NULL_MX, Failu
 def judge(answer: Answer) -> Verdict:
     """The meaning of one answer, by the table above."""
     stage, result = answer.stage, answer.result
+    if answer.ruling is not None:
+        return Verdict(Outcome.BOUNCED if answer.ruling is Ruling.BOUNCE else None, Scope.MESSAGE)
     if isinstance(result, Reply):
         return _judge_reply(stage, result)
     kind = result.kind
     if stage is Stage.EOD:
         return Verdict(None, Scope.SESSION, possible_duplicate=True)
-    if kind is FailureKind.EXPIRED:
-        return Verdict(Outcome.EXPIRED, Scope.RECIPIENT)
+    if kind in _SETTLED:
+        return Verdict(_SETTLED[kind], Scope.RECIPIENT)
     if kind is FailureKind.UNSENDABLE:
         return Verdict(Outcome.BOUNCED, Scope.RECIPIENT)
     if stage is Stage.RESOLVE:

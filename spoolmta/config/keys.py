@@ -6,7 +6,10 @@ of `model`.
 
 from __future__ import annotations
 
-from spoolmta.config import values
+import tomllib
+from typing import Any
+
+from spoolmta.config import rates, responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
@@ -15,6 +18,7 @@ PATH = Kind(values.read_path)
 GLOBAL: dict[str, Kind] = {
     "host-name": values.HOST_NAME,
     "user": values.USER,
+    "custom-dsn-from-header": values.AUTHOR,
     "sleep-after": duration("1m", is_zero_allowed=True),
     "event-loop": choice("uvloop", "asyncio"),
     "include": values.TEXTS,
@@ -37,23 +41,50 @@ SOURCE: dict[str, Kind] = {
     "allowed-virtual-mta": values.NAMES,
     "pickup": PATH,
     "max-message-size": size(1),
+    "suppress-local-dsn": values.FLAG,
+    "dsn-return-default": choice("full", "headers"),
 }
 VMTA: dict[str, Kind] = {
     "smtp-source-host": values.SOURCE_HOSTS,
     "host-name": values.HOST_NAME,
     "max-smtp-out": number(200),
+    "max-smtp-msg-rate": rates.RATE,
+    "max-smtp-data-volume-rate": rates.DATA_RATE,
     "policy": PATH,
 }
 DOMAIN: dict[str, Kind] = {
     "smtp-hosts": values.HOSTS,
     "default-smtp-port": values.PORT,
+    "disable-mx-rollup": values.FLAG,
+    "queue-priority": number(50, 0, 100),
+    "allow-priority-interruption": values.FLAG,
     "max-smtp-out": number(20, 1),
+    "backoff-max-smtp-out": number(20, 1),
+    "source-ip-max-smtp-out": rates.by_network(number(5, 1)),
+    "max-connect-rate": rates.RATE,
+    "backoff-max-connect-rate": rates.RATE,
+    "source-ip-max-connect-rate": rates.by_network(rates.RATE),
+    "smtp-out-rampup-interval": duration("1s", is_zero_allowed=True),
     "max-msg-per-connection": number(100),
     "max-rcpt-per-transaction": number(1000, 1),
-    "max-msg-rate": values.RATE,
+    "max-msg-rate": rates.RATE,
+    "backoff-max-msg-rate": rates.RATE,
+    "source-ip-max-msg-rate": rates.by_network(rates.RATE),
+    "max-data-volume-rate": rates.DATA_RATE,
+    "backoff-max-data-volume-rate": rates.DATA_RATE,
+    "source-ip-max-data-volume-rate": rates.by_network(rates.DATA_RATE),
     "retry-after": values.SCHEDULE,
+    "backoff-retry-after": values.SCHEDULE,
+    "backoff-to-normal-after": rates.DURATION_OR_NEVER,
+    "backoff-to-normal-after-delivery": values.FLAG,
+    "backoff-recovery-interval": duration("10m", is_zero_allowed=True),
+    "backoff-upon-all-sources-disabled": values.FLAG,
+    "reenable-source-ip-after": rates.DURATION_OR_NEVER,
+    "retry-upon-new-mail": values.FLAG,
     "retry-recipients-after": values.SCHEDULE,
     "bounce-after": duration("4d12h"),
+    "notify-of-delay-every": rates.DURATION_OR_NEVER,
+    "dsn-format": choice("standard", "plain-text"),
     "connection-idle-timeout": duration("5s", is_zero_allowed=True, most=600),
     "connect-timeout": duration("2m"),
     "smtp-greeting-timeout": duration("5m"),
@@ -69,6 +100,17 @@ DOMAIN: dict[str, Kind] = {
     "reuse-ssl-session": values.FLAG,
     "use-dane": values.FLAG,
     "use-mta-sts": values.FLAG,
+}
+PROVIDER: dict[str, Kind] = {"mx": values.MX_PATTERNS, **DOMAIN}
+"""`mx` stands only where the provider is named first, in the global tables."""
+RESPONSE: dict[str, Kind] = {
+    "name": values.TEXT,
+    "reply": responses.PATTERNS,
+    "stage": responses.STAGES,
+    "action": responses.ACTIONS,
+    "for": duration("2h"),
+    "trigger": responses.TRIGGER,
+    "set": responses.changes(DOMAIN, lambda key: field_of(key)),
 }
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,
@@ -86,17 +128,25 @@ TABLES: dict[str, dict[str, Kind]] = {
     "source": SOURCE,
     "vmta": VMTA,
     "domain": DOMAIN,
+    "provider": PROVIDER,
+    "response": RESPONSE,
     "acct-file": ACCT_FILE,
 }
-TABLES_WITHIN: dict[str, tuple[str, ...]] = {"": tuple(TABLES)[1:], "vmta": ("domain",)}
+TABLES_WITHIN: dict[str, tuple[str, ...]] = {
+    "": tuple(TABLES)[1:],
+    "vmta": ("domain", "provider", "response"),
+    "provider": ("response",),
+}
 REQUIRED: dict[str, dict[str, str]] = {
     "": {"host-name": 'host-name = "mta.example.com"'},
     "spool": {"directory": 'directory = "../spool"'},
+    "response": {"reply": r"reply = '^421 .*\[TSS04\]'", "action": 'action = "backoff"'},
     "acct-file": {"path": 'path = "../spool/accounting/acct.csv"'},
 }
 """The keys that have no default, with an example."""
 
 FIELDS: dict[str, str] = {"smtp-source-host": "source_hosts", "directory": "spool"}
+FIELDS |= {"stage": "stages", "action": "actions", "for": "duration", "set": "changes"}
 """Where the field of `model` is not the key with `_` for `-`."""
 
 
@@ -105,8 +155,19 @@ def field_of(key: str) -> str:
 
 
 def known_keys() -> list[str]:
-    """The path of every key, for example `host-name`, `vmta.smtp-source-host`, `domain.max-smtp-out`."""
-    return [f"{table}.{key}" if table else key for table, kinds in TABLES.items() for key in kinds]
+    """The path of every key, for example `host-name`, `vmta.smtp-source-host`, `domain.max-smtp-out`. What holds for a
+    domain holds for a provider too and is named once."""
+    return [
+        f"{table}.{key}" if table else key
+        for table, kinds in TABLES.items()
+        for key in kinds
+        if table != "provider" or key not in DOMAIN
+    ]
+
+
+def parse_setting(field: str, text: str) -> Any:
+    """What `unparse` wrote."""
+    return DOMAIN[field.replace("_", "-")].read(tomllib.loads(f"value = {text}")["value"])
 
 
 def unparse(field: str, value: object) -> str:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, tls, values
+from spoolmta.config import files, keys, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, Config, DomainTable, Setting, Source, Vmta
+from spoolmta.model import AcctFile, Config, DomainTable, ResponseRule, Setting, Source, Vmta
+
+Layer = tuple[DomainTable, ...]
 
 _JOURNAL_NAME = re.compile(r"(pickup|listener|api|http|smtp)\.[0-9]+")
 """Journals of intake processes are named so, and a VMTA's journal is named as the VMTA."""
@@ -42,8 +44,10 @@ class _Reader:
     def __init__(self, document: Document, problems: Problems) -> None:
         self._document = document
         self._problems = problems
-        self._policies: dict[str, tuple[DomainTable, ...]] = {}
+        self._policies: dict[str, Layer] = {}
+        self._policy_responses: dict[str, tuple[ResponseRule, ...]] = {}
         self._absolute: dict[tuple[str, str], str] = {}
+        self._mx: dict[str, tuple[str, ...]] = {}
 
     def __repr__(self) -> str:
         return f"_Reader({self._document!r}, {self._problems!r})"
@@ -58,12 +62,15 @@ class _Reader:
             fields |= self._table(tree.get(name, {}), (name,), name)
         spool = fields.setdefault("spool", "")
         fields.setdefault("host_name", "")
+        domains = self._layer(tree, (), self._mx)
         vmtas = self._vmtas()
         config = Config(
             **fields,
             vmtas=vmtas,
             sources=self._sources(vmtas, spool),
-            domains=self._domains(tree.get("domain", {}), ("domain",)),
+            domains=domains,
+            providers=self._mx,
+            responses=self._responses(tree, ()),
             acct_files=self._acct_files(spool),
         )
         policies = [name for name in self._policies if name not in self._document.files]
@@ -124,11 +131,12 @@ class _Reader:
             fields = self._table(raw, path, "vmta")
             policy = fields.pop("policy", "")
             layers = [self._policy(policy, raw["policy"], (*path, "policy"))] if policy else []
-            layers.append(self._domains(raw.get("domain", {}), (*path, "domain")))
-            vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), **fields)
+            layers.append(self._layer(raw, path))
+            rules = (*self._responses(raw, path), *self._policy_responses.get(policy, ()))
+            vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), responses=rules, **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
 
-    def _policy(self, whole: str, written: str, here: Path) -> tuple[DomainTable, ...]:
+    def _policy(self, whole: str, written: str, here: Path) -> Layer:
         """The domain tables of a policy file, named at `here`."""
         if whole in self._policies:
             return self._policies[whole]
@@ -146,13 +154,44 @@ class _Reader:
             return ()
         document.merge(file, tree, found, self._problems)
         reader = _Reader(document, self._problems)
+        reader._mx = self._mx
         for key in document.tree:
-            if key != "domain":
-                reader._complain((key,), 'a policy file holds nothing but tables like [domain."gmail.com"]')
-        self._policies[whole] = reader._domains(document.tree.get("domain", {}), ("domain",))
+            if key not in ("domain", "provider", "response"):
+                tables = '[domain."gmail.com"], [provider.google] and [[response]]'
+                reader._complain((key,), f"a policy file holds nothing but tables like {tables}")
+        self._policies[whole] = reader._layer(document.tree, ())
+        self._policy_responses[whole] = reader._responses(document.tree, ())
         return self._policies[whole]
 
-    def _domains(self, raw: object, path: Path) -> tuple[DomainTable, ...]:
+    def _layer(self, tree: dict[str, Any], path: Path, mx: dict[str, tuple[str, ...]] | None = None) -> Layer:
+        """The domain and provider tables that stand at one place. Only the global ones name MX hosts: into `mx`."""
+        domains = self._domains(tree.get("domain", {}), (*path, "domain"))
+        raw = tree.get("provider", {})
+        here = (*path, "provider")
+        if not isinstance(raw, dict):
+            self._complain(here, f"expected tables like [provider.google], got {values.shown(raw)}")
+            return domains
+        providers = [self._provider(name, table, (*here, name), mx) for name, table in raw.items()]
+        return (*domains, *providers)
+
+    def _provider(self, name: str, table: object, path: Path, mx: dict[str, tuple[str, ...]] | None) -> DomainTable:
+        try:
+            values.read_name(name)
+        except values.BadValue as error:
+            self._complain(path, str(error))
+        fields = self._table(table, path, "provider")
+        patterns = fields.pop("mx", ())
+        if mx is not None:
+            mx[name] = patterns
+            if not patterns and isinstance(table, dict) and "mx" not in table:
+                self._complain(path, 'a provider is known by its mail hosts: mx = ["*.google.com"]')
+        elif patterns:
+            self._complain((*path, "mx"), f"the mail hosts of a provider stand in the global [provider.{name}]")
+        elif name not in self._mx:
+            self._complain(path, f'there is no provider "{address.show(name)}"' + _meant(name, self._mx))
+        return DomainTable(f"provider {name}", self._settings(fields, path))
+
+    def _domains(self, raw: object, path: Path) -> Layer:
         if not isinstance(raw, dict):
             self._complain(path, f'expected tables like [domain."gmail.com"], got {values.shown(raw)}')
             return ()
@@ -184,11 +223,13 @@ class _Reader:
         return tuple(tables.values())
 
     def _domain_table(self, pattern: str, table: dict[str, object], path: Path) -> DomainTable:
-        settings = {
+        return DomainTable(pattern, self._settings(self._table(table, path, "domain"), path))
+
+    def _settings(self, fields: dict[str, Any], path: Path) -> dict[str, Setting]:
+        return {
             field: Setting(value, *self._document.place((*path, field.replace("_", "-"))))
-            for field, value in self._table(table, path, "domain").items()
+            for field, value in fields.items()
         }
-        return DomainTable(pattern, settings)
 
     def _complain_unquoted(self, path: Path, first: str, second: str, node: dict[str, Any]) -> None:
         """`[domain.gmail.com]` is a table `com` in a table `gmail`: say how to write what was meant."""
@@ -199,6 +240,32 @@ class _Reader:
         name = address.show(".".join(names))
         text = f'a domain with a dot in it is written in quotes: [{dotted(path)}."{name}"]'
         self._complain((*path, *names), text)
+
+    def _responses(self, tree: dict[str, Any], path: Path) -> tuple[ResponseRule, ...]:
+        """The rules that stand at one place, as they are tried: the providers' first."""
+        providers = tree.get("provider", {})
+        found: list[ResponseRule] = []
+        for name, table in providers.items() if isinstance(providers, dict) else ():
+            if isinstance(table, dict):
+                found += self._response_list(table, (*path, "provider", name), name)
+        return (*found, *self._response_list(tree, path, ""))
+
+    def _response_list(self, tree: dict[str, Any], path: Path, provider: str) -> Iterator[ResponseRule]:
+        raw, path = tree.get("response", []), (*path, "response")
+        if not isinstance(raw, list):
+            self._complain(path, f"a response rule is written with two brackets: [[{dotted(path)}]]")
+            return
+        for number, table in enumerate(raw):
+            here = (*path, number)
+            fields = self._table(table, here, "response")
+            if not isinstance(table, dict) or fields.keys() != {keys.field_of(key) for key in table}:
+                continue  # what is wrong with a key has been said; what it should be decides what the rest means
+            try:
+                yield responses.build(fields, provider, *self._document.place(here))
+            except KeyError:
+                continue  # a required key, which has been asked for
+            except values.BadValue as error:
+                self._complain(here, str(error))
 
     def _sources(self, vmtas: dict[str, Vmta], spool: str) -> dict[str, Source]:
         sources: dict[str, Source] = {}
@@ -253,13 +320,17 @@ def _unknown(path: Path, value: object, table: str) -> str:
         return (
             f'unknown key; a name with a dot in it is written in quotes: [{table}."{address.show(f"{path[1]}.{key}")}"]'
         )
-    homes = [name for name, kinds in keys.TABLES.items() if key.lower().replace("_", "-") in kinds]
+    written = key.lower().replace("_", "-")
+    homes = [name for name, kinds in keys.TABLES.items() if written in kinds]
+    if "domain" in homes:
+        homes.remove("provider")
     return f"unknown key; it belongs {' or '.join(map(_home, homes))}" if homes else "unknown key"
 
 
 def _home(table: str) -> str:
     headers = {"": "at the top of the file, before the first table", "acct-file": "into [[acct-file]]"}
-    headers |= {"domain": 'into [domain."PATTERN"]', "vmta": "into [vmta.NAME]", "source": "into [source.NAME]"}
+    headers |= {"domain": 'into [domain."PATTERN"]'}
+    headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "source", "provider")}
     return headers.get(table, f"into [{table}]")
 
 

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 from spoolmta import address
 from spoolmta.errors import UsageError
-from spoolmta.model import MORE_COLUMNS, UNLIMITED, Host, Rate, SourceHost, Struct
+from spoolmta.model import MORE_COLUMNS, Host, SourceHost, Struct
 
 DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
-RATE_UNITS = {"d": 86_400, "day": 86_400, "h": 3600, "hr": 3600, "hour": 3600, "m": 60, "min": 60, "s": 1, "sec": 1}
 SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
 MAX_NUMBER = 10**15
 MAX_SCHEDULE = 30
 """PowerMTA's own bound on the length of a `retry-after` list."""
 
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in DURATION_UNITS))
-_RATE = re.compile(r"([0-9]{1,12})/([0-9]{0,6})([a-z]{1,4})")
 _SIZE = re.compile(r"([0-9]{1,12})([bkmgt])", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,31}")
@@ -83,6 +80,18 @@ def read_path(value: object) -> str:
         raise wrong('a path in quotes, like "../spool"', value)
     if not value.isprintable():
         raise BadValue("there are characters in the path that cannot be printed")
+    return value
+
+
+def _read_author(value: object) -> str:
+    """A From header that every reader takes: ASCII, one line, with an address in it."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or len(value) > 500:
+        raise wrong('a From header in ASCII, like "Mail Delivery <postmaster@example.com>"', value)
+    try:
+        (given,) = address.listed(value)
+        address.split(given)
+    except ValueError:
+        raise wrong('a From header with one address, like "Mail Delivery <postmaster@example.com>"', value) from None
     return value
 
 
@@ -215,30 +224,6 @@ def _write_schedule(value: object) -> str:
     return f"[{', '.join(_write_duration(item) for item in value)}]"
 
 
-def _read_rate(value: object) -> Rate:
-    if value == "unlimited":
-        return UNLIMITED
-    found = _RATE.fullmatch(value) if isinstance(value, str) else None
-    is_zero = int(found[1]) == 0 if found else value in ("0", 0) and not isinstance(value, bool)
-    if is_zero:
-        raise BadValue('a rate of 0 would never let anything be sent: expected a rate like "100/15m", or "unlimited"')
-    unit = RATE_UNITS.get(found[3]) if found else None
-    if found is None or unit is None or (found[2] and int(found[2]) == 0):
-        raise wrong('a rate like "100/15m" or "600/h", or "unlimited"', value)
-    return Rate(float(found[1]), float(unit * int(found[2] or 1)))
-
-
-def _write_rate(value: object) -> str:
-    assert isinstance(value, Rate)
-    if math.isinf(value.count):
-        return '"unlimited"'
-    unit, seconds = next(
-        (unit, size) for unit, size in DURATION_UNITS.items() if unit != "w" and value.period % size == 0
-    )
-    multiple = int(value.period) // seconds
-    return f'"{int(value.count)}/{multiple if multiple > 1 else ""}{unit}"'
-
-
 def size(least: int = 0) -> Kind:
     """A number of bytes: `250M`, powers of 1024, or a whole number."""
 
@@ -292,6 +277,18 @@ def read_pattern(text: str) -> str:
         raise BadValue(f"expected a domain pattern, {forms}: {error}") from None
 
 
+def _read_mx_pattern(value: object) -> str:
+    """`*.google.com` (any host below it) or `mx.example.com`."""
+    expected = 'the name of a mail host, like "mx.example.com" or "*.example.com"'
+    if not isinstance(value, str):
+        raise wrong(expected, value)
+    prefix = "*." if value.startswith("*.") else ""
+    try:
+        return prefix + _domain_name(value[len(prefix) :])
+    except BadValue as error:
+        raise BadValue(f"expected {expected}, got {shown(value)}: {error}") from None
+
+
 def read_name(text: str) -> str:
     """The name of a VMTA or source: it becomes a folder, so it may not hide or climb."""
     if not _NAME.fullmatch(text):
@@ -301,7 +298,7 @@ def read_name(text: str) -> str:
     return text
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def read_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return None if "%" in text else ipaddress.ip_address(text)
     except ValueError:
@@ -318,9 +315,9 @@ def _read_source_host(value: object) -> SourceHost:
     words = value.split() if isinstance(value, str) else []
     if not 1 <= len(words) <= 2:
         raise wrong(expected, value)
-    ip = _ip(words[0])
+    ip = read_ip(words[0])
     if ip is None:
-        if len(words) == 2 and _ip(words[1]):
+        if len(words) == 2 and read_ip(words[1]):
             raise BadValue(f'the address stands first: write "{words[1]} {words[0]}"')
         if "/" in words[0]:
             raise BadValue(f"a network cannot stand here, list its addresses one by one, got {shown(value)}")
@@ -332,14 +329,14 @@ def _read_nameserver(value: object) -> str:
     expected = 'an address like "127.0.0.1", "127.0.0.1:53" or "[2001:db8::1]:53"'
     if not isinstance(value, str):
         raise wrong(expected, value)
-    if ip := _ip(value):
+    if ip := read_ip(value):
         host, port = str(ip), 53
     else:
         text, _, after = value.rpartition(":")
         if value.endswith("]"):
             text, after = value, "53"
         is_bracketed = text[:1] == "[" and text[-1:] == "]"
-        ip = _ip(text[1:-1] if is_bracketed else text)
+        ip = read_ip(text[1:-1] if is_bracketed else text)
         number_ = _read_port(after)
         if ip is None or number_ is None or is_bracketed != (ip.version == 6):
             raise wrong(expected, value)
@@ -387,7 +384,7 @@ def _read_host(value: object) -> Host:
     if found[1][0] != "[":
         return Host(read_host_name(found[1]), port)
     inside = found[1][1:-1]
-    ip = _ip(inside[5:] if inside[:5].lower() == "ipv6:" else inside)
+    ip = read_ip(inside[5:] if inside[:5].lower() == "ipv6:" else inside)
     if ip is None:
         raise wrong(expected, value)
     return Host(str(ip), port)
@@ -421,7 +418,7 @@ def _write_hosts(value: object) -> str:
 
 def _write_host(host: Host) -> str:
     name = host.name
-    if ip := _ip(name):
+    if ip := read_ip(name):
         name = f"[IPv6:{name}]" if ip.version == 6 else f"[{name}]"
     return f"{name}:{host.port}" if host.port else name
 
@@ -430,12 +427,13 @@ TEXT = Kind(_read_text)
 RECORD_FIELDS = Kind(_read_record_fields, _write_record_fields)
 USER = Kind(_read_user)
 FLAG = Kind(_read_flag)
+AUTHOR = Kind(_read_author)
 HOST_NAME = Kind(read_host_name)
-RATE = Kind(_read_rate, _write_rate)
 SCHEDULE = Kind(_read_schedule, _write_schedule)
 PORT = number(25, 1, 65_535)
 HOSTS = Kind(_read_hosts, _write_hosts)
 TEXTS = Kind(listed(_read_text, '["vmta.d/*.toml"]', is_empty_allowed=True))
 NAMES = Kind(listed(_read_text, '["bulk", "news"]'))
 SOURCE_HOSTS = Kind(listed(_read_source_host, '["192.0.2.10 news.example.com"]'))
+MX_PATTERNS = Kind(listed(_read_mx_pattern, '["*.google.com"]'))
 NAMESERVERS = Kind(listed(_read_nameserver, '["127.0.0.1:53"]', is_empty_allowed=True))

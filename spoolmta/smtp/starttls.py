@@ -58,6 +58,20 @@ def configured(policy: DomainPolicy) -> Demand:
     return Demand(Level.OPPORTUNISTIC) if policy.use_starttls else PLAIN
 
 
+def kept_apart(domain: str, policy: DomainPolicy) -> frozenset[str]:
+    """What domains must have in common, besides their hosts, for one to use the sessions of another: all that decides
+    what TLS a session has. Nothing where all of it is as usual. DANE and MTA-STS speak of one domain."""
+    if policy.use_dane or policy.use_mta_sts:
+        return frozenset((f"TLS of {domain}",))
+    terms = _terms(policy)
+    return frozenset() if terms == _terms(DomainPolicy()) else frozenset((f"TLS {terms}",))
+
+
+def _terms(policy: DomainPolicy) -> tuple[str, ...]:
+    level, least = configured(policy).level.value, policy.smtp_tls_min_version
+    return level, least, policy.smtp_tls_ciphers, policy.smtp_tls_ca_file, policy.smtp_client_certificate
+
+
 def combined(configured: Demand, is_enforced: bool, tlsa: tuple[Tlsa, ...] | None) -> Demand:
     """What the operator, MTA-STS (does the domain's policy enforce it?) and DANE (the host's usable records; None where
     there are no records) demand together: the strictest. DANE comes first, because a failure of DANE must not be made

@@ -12,7 +12,7 @@ from spoolmta.errors import ConfigError, SpoolError
 from spoolmta.model import Struct
 
 FORMAT = 1
-FOLDERS = ("pickup", "bad", "incoming", "queue", "corrupt", "journal", "accounting", "run", "state")
+FOLDERS = ("pickup", "bad", "incoming", "queue", "corrupt", "journal", "accounting", "run", "state", "rates")
 
 
 class Layout(Struct, frozen=True):
@@ -44,6 +44,9 @@ class Layout(Struct, frozen=True):
 
     def state(self, name: str) -> str:
         return f"{self.root}/state/{name}"
+
+    def rates(self, vmta: str) -> str:
+        return f"{self.root}/rates/{vmta}"
 
     def fifo(self, vmta: str) -> str:
         return f"{self.root}/run/{vmta}.fifo"

@@ -49,9 +49,9 @@ def test_use_dane_sends_only_to_the_host_whose_certificate_its_tlsa_records_name
         mta.start()
         drop(mta, "user@good.test")
         drop(mta, "user@bad.test")
-        mta.wait_for(lambda: mta.count("d") == 1 and bool(queue_rows(mta, "bad.test")))
+        mta.wait_for(lambda: mta.count("d") == 1 and bool(queue_rows(mta, "mx.bad.test.rollup")))
         assert received_by(world, "good.test")[0]["tls"] == "TLSv1.3"
-        row = queue_rows(mta, "bad.test")[0]
+        row = queue_rows(mta, "mx.bad.test.rollup")[0]
         assert row["dsnStatus"].startswith("4.7.5 ")
         assert row["dsnDiag"].startswith("smtp;the host's certificate is not the one of its TLSA records")
         assert received_by(world, "bad.test") == []
@@ -91,7 +91,7 @@ def test_a_name_server_elsewhere_is_believed_only_with_dnssec_trusted(tmp_path: 
             mta.start()
             drop(mta, "user@bad.test")
             drop(mta, "user@good.test")
-            mta.wait_for(lambda: mta.count("d") == 1 and bool(queue_rows(mta, "bad.test")))
+            mta.wait_for(lambda: mta.count("d") == 1 and bool(queue_rows(mta, "mx.bad.test.rollup")))
             assert received_by(world, "bad.test") == []
 
 
@@ -118,9 +118,9 @@ def test_use_mta_sts_sends_only_to_the_hosts_that_an_enforced_policy_names(tmp_p
         drop(mta, "user@broken.test")
         with mta:
             mta.start()
-            mta.wait_for(lambda: mta.count("d") == 3 and bool(queue_rows(mta, "broken.test")))
+            mta.wait_for(lambda: mta.count("d") == 3 and bool(queue_rows(mta, "else.mail.test.rollup")))
             assert [one["tls"] for one in received_by(world, "kept.test")] == ["TLSv1.3"] * 3
-            row = queue_rows(mta, "broken.test")[0]
+            row = queue_rows(mta, "else.mail.test.rollup")[0]
             assert row["dsnDiag"] == "smtp;the MTA-STS policy of broken.test does not name the host else.mail.test"
             assert to(mta, "user@broken.test") == []
             assert sorted(web.hosts) == sorted(names), "four processes, one fetch a domain"

@@ -50,7 +50,7 @@ class Scene:
     async def open(self, **policy: Any) -> Opened | NotOpened:
         fixed = ((Host("mx.mail.test", self.port),),)
         return await asyncio.wait_for(
-            self.opener.open("a.test", DomainPolicy(smtp_hosts=fixed, **policy), lambda: None), 20
+            self.opener.open("a.test", DomainPolicy(smtp_hosts=fixed, **policy), (), lambda: None), 20
         )
 
     async def deliver(self, **policy: Any) -> Opened:

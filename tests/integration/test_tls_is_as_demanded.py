@@ -156,3 +156,25 @@ def test_a_certificate_file_that_cannot_be_used_is_an_error_at_its_line(tmp_path
         number = lines.index(text.splitlines()[1]) + 1
         assert f"{broken.config_file}:{number}: " in said
         assert words in said
+
+
+def test_mail_that_must_have_tls_does_not_go_over_the_open_session_of_a_domain_that_need_not(tmp_path: Path) -> None:
+    zones = {name: {"MX": ["10 mx.both.test"]} for name in ("usual.test", "secret.test")}
+    with World(tmp_path, zones={**zones, "mx.both.test": {"A": ["127.0.0.2"]}}) as world:
+        tables = f"""
+[domain."*"]
+default-smtp-port = {world.port}
+connection-idle-timeout = "1m"
+retry-after = "1h"
+[domain."secret.test"]
+require-starttls = true
+[provider.both]
+mx = ["mx.both.test"]
+"""
+        with world.mta(tables, route=False) as mta:
+            drop(mta, "user@usual.test")
+            mta.wait_for(lambda: mta.count("d") == 1)
+            drop(mta, "user@secret.test")
+            mta.wait_for(lambda: mta.count("tq") == 1)
+            assert mta.rows("tq")[0]["dsnStatus"].startswith("4.7.4 ")
+            assert [one["recipients"] for one in world.received()] == [["user@usual.test"]]

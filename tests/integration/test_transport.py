@@ -368,7 +368,7 @@ def test_an_address_that_is_not_ours_is_our_own_trouble(play: Play) -> None:
         async with Scene(say_hello) as scene:
             with pytest.raises(WireError) as trouble:
                 await scene.connect("192.0.2.1")
-            assert trouble.value.failure.kind is FailureKind.LOCAL
+            assert trouble.value.failure.kind is FailureKind.UNBOUND
 
     play(story())
 

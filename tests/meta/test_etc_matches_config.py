@@ -33,12 +33,14 @@ def with_everything(tmp_path: Path) -> Config:
 
 
 def documented() -> set[str]:
-    found, table = set(), ""
+    found, table, is_provider = set(), "", False
     for line in uncommented().splitlines():
         if header := re.fullmatch(r"\[+(.*?)\]+", line):
             table = "domain" if "domain" in header[1] else header[1].partition(".")[0]
+            is_provider = table == "provider"
         elif key := re.match(r"([a-z-]+) = ", line):
-            found.add(f"{table}.{key[1]}" if table else key[1])
+            home = "domain" if is_provider and key[1] != "mx" else table
+            found.add(f"{home}.{key[1]}" if home else key[1])
     return found
 
 
@@ -66,13 +68,9 @@ def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -
 
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
-    told |= {
-        "smtp_hosts": (),
-        "smtp_tls_ciphers": "",
-        "smtp_tls_ca_file": "",
-        "smtp_client_certificate": "",
-    }  # examples
-    told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
+    examples = ("smtp_hosts", *(field for field in told if field.startswith("source_ip_")))
+    told |= dict.fromkeys(examples, ()) | {"connection_idle_timeout": 0.0}  # that one is set on purpose
+    told |= {"smtp_tls_ciphers": "", "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples too
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")
     for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy"):

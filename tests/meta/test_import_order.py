@@ -10,11 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address config policy entry message bounce verdict record rate site schedule lifecycle
-    dane sts smtp.wire smtp.client smtp.starttls""".split()
-INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
-    tls_channel tls sts_fetch sts_cache protection transport opener control""".split()
-PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()
+PURE = """errors model address pattern config policy entry message bounce verdict response trigger lint record notify
+    dsn rate condition limits backlog site sources action agenda concurrency metering sessions sites schedule reaction
+    lifecycle dane sts smtp.wire smtp.client smtp.starttls""".split()
+INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.outbox spool.audit accounting
+    resolver tls_channel tls sts_fetch sts_cache protection transport opener control""".split()
+PROCESSES = "process state arrivals reporter reminder ledger pickup delivery supervisor".split()
 TOOLS = "sink_script sink_tls sink_session sink testdns demo".split()
 FACE = "cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]

@@ -26,7 +26,34 @@ hosts = st.builds(
 schedules = st.lists(durations, min_size=1, max_size=30).map(tuple)
 periods = st.builds(int.__mul__, st.integers(1, 999), st.sampled_from([1, 60, 3600, 86_400])).map(float)
 rates = st.builds(Rate, st.integers(1, 10**6).map(float), periods) | st.just(Rate(math.inf))
+networks = st.sampled_from(["192.0.2.0/24", "0.0.0.0/0", "2001:db8::/32", "127.0.0.1/32"])
+volumes = st.builds(Rate, st.integers(1, 10**9).map(float), periods) | st.just(Rate(math.inf))
+
+
+def by_network(limits: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.dictionaries(networks, limits, min_size=1).map(lambda found: tuple(found.items()))
+
+
 values: dict[str, st.SearchStrategy[Any]] = {
+    "disable_mx_rollup": st.booleans(),
+    "allow_priority_interruption": st.booleans(),
+    "retry_upon_new_mail": st.booleans(),
+    "backoff_to_normal_after_delivery": st.booleans(),
+    "backoff_upon_all_sources_disabled": st.booleans(),
+    "queue_priority": st.integers(0, 100),
+    "backoff_max_smtp_out": st.integers(1, 10**9),
+    "source_ip_max_smtp_out": by_network(st.integers(1, 10**6)),
+    "max_connect_rate": rates,
+    "backoff_max_connect_rate": rates,
+    "source_ip_max_connect_rate": by_network(rates),
+    "backoff_max_msg_rate": rates,
+    "source_ip_max_msg_rate": by_network(rates),
+    "max_data_volume_rate": volumes,
+    "backoff_max_data_volume_rate": volumes,
+    "source_ip_max_data_volume_rate": by_network(volumes),
+    "backoff_retry_after": schedules,
+    "backoff_to_normal_after": durations | st.just(math.inf),
+    "reenable_source_ip_after": durations | st.just(math.inf),
     "smtp_hosts": st.lists(st.lists(hosts, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple),
     "default_smtp_port": st.integers(1, 65_535),
     "max_smtp_out": st.integers(1, 10**9),
@@ -45,6 +72,8 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "reuse_ssl_session": st.booleans(),
     "use_dane": st.booleans(),
     "use_mta_sts": st.booleans(),
+    "notify_of_delay_every": durations | st.just(math.inf),
+    "dsn_format": st.sampled_from(["standard", "plain-text"]),
     "connection_idle_timeout": st.integers(0, 600).map(float),
 }
 settled = st.sampled_from(DomainPolicy.__struct_fields__).flatmap(

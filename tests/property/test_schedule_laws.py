@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from spoolmta import schedule
+from spoolmta import action as schedule
+from spoolmta.action import VmtaLimits
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Rate
 from spoolmta.rate import RateLimiter, next_due
-from spoolmta.schedule import Scheduler
+from tests.support.schedule_kit import scheduler
 
 START = 1_700_000_000.0
 DOMAINS = ["a.test", "b.test", "c.test", "d.test"]
@@ -35,7 +36,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         super().__init__()
         self.now = START
         self.limit = 3
-        self.scheduler = Scheduler(self.limit)
+        self.scheduler = scheduler(self.limit)
         self.policy = dict.fromkeys(("one", "two", "three"), DomainPolicy(max_smtp_out=2, bounce_after=3600.0))
         self.number = 0
         self.inside: Counter[str] = Counter()
@@ -47,6 +48,9 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.sent: dict[str, deque[tuple[float, int]]] = {site: deque() for site in self.policy}
         self.blocked: dict[str, float] = {}
         self.draining = False
+
+    def policy_of(self, site: str, _domain: str) -> DomainPolicy:
+        return self.policy[site]
 
     def step(self) -> float:
         actions, wake = self.scheduler.step(self.now)
@@ -104,11 +108,17 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.inside[name] += 1
         self.scheduler.add(domain, name, due, self.now)
 
-    @rule(domain=st.sampled_from(DOMAINS), wait=st.sampled_from([0, 0, 0, 5, 100]), recipients=st.integers(1, 2))
-    def enqueue(self, domain: str, wait: float, recipients: int) -> None:
+    @rule(
+        domain=st.sampled_from(DOMAINS),
+        wait=st.sampled_from([0, 0, 0, 5, 100]),
+        recipients=st.integers(1, 2),
+        job=st.sampled_from(["0", "aaaaaaaa", "bbbbbbbb"]),
+        urgent=st.sampled_from(["", ",P=90"]),
+    )
+    def enqueue(self, domain: str, wait: float, recipients: int, job: str, urgent: str) -> None:
         self.number += 1
         more = ",N=2" if recipients == 2 else ""
-        name = f"{int(self.now)}.M000000P1Q{self.number}.mx,S=1,C=00000000,J=0{more}"
+        name = f"{int(self.now)}.M000000P1Q{self.number}.mx,S=1,C=00000000,J={job}{more}{urgent}"
         self.enter(domain, name, self.now + wait)
         self.step()
 
@@ -131,7 +141,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         domain = data.draw(st.sampled_from(sorted(self.locating)))
         self.locating.discard(domain)
         if how == "found":
-            self.scheduler.located(domain, SITES[domain], self.policy[SITES[domain]], self.now)
+            self.scheduler.located(domain, SITES[domain], self.policy_of, self.now)
         elif how == "trouble":
             self.scheduler.unlocated(domain, self.now, self.now + 30.0, "SERVFAIL", 3600.0)
         else:
@@ -148,7 +158,7 @@ class SchedulerLaws(RuleBasedStateMachine):
             self.scheduler.opened(session, self.now)
         elif self.scheduler.open_failed(session, self.now, "refused", ours=how == "ours"):
             serves_us = site in self.open.values()
-            pause = 60.0 if how == "ours" or serves_us else min(self.policy[site].retry_after)
+            pause = 60.0 if how == "ours" else 10.0 if serves_us else min(self.policy[site].retry_after)
             self.blocked[site] = self.now + pause
         self.step()
 
@@ -167,7 +177,7 @@ class SchedulerLaws(RuleBasedStateMachine):
             attempts = int(state.partition(",")[0] or 0) + 1
             self.enter(domain, f"{bare}:1,{attempts},{int(self.now) + 60}", self.now + 60)
         delivered = how.startswith("delivered") or how == "lost after"
-        if self.scheduler.finished(session, self.now, delivered=delivered, reusable=reusable, reason=how):
+        if self.scheduler.finished(session, self.now, answered=delivered, reusable=reusable, reason=how):
             self.blocked[site] = self.now + min(self.policy[site].retry_after)
         self.step()
 
@@ -186,7 +196,7 @@ class SchedulerLaws(RuleBasedStateMachine):
                 self.sent[site].clear()
             self.policy[site] = policy
         self.limit = limit
-        self.scheduler.reconfigure(limit, dict.fromkeys(self.scheduler.sites, policy))
+        self.scheduler.reconfigure(VmtaLimits(limit), self.policy_of, self.now)
         self.step()
 
     @precondition(lambda self: self.number > 8 and not self.draining)
@@ -201,7 +211,7 @@ class SchedulerLaws(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         assert self.scheduler.size == self.inside.total()
         queues = self.scheduler.queues.values()
-        names = [name for queue in queues for name in queue.ready]
+        names = [name for queue in queues for line in queue.lines.values() for name in line.names]
         names += [name for queue in queues for _, name in queue.waiting]
         assert Counter(names) == self.inside
         assert self.scheduler.sessions == len(self.opening) + len(self.open)
@@ -214,7 +224,7 @@ class SchedulerLaws(RuleBasedStateMachine):
             if not self.inside and not self.busy:
                 return
             for domain in sorted(self.locating):
-                self.scheduler.located(domain, SITES[domain], self.policy[SITES[domain]], self.now)
+                self.scheduler.located(domain, SITES[domain], self.policy_of, self.now)
             self.locating.clear()
             for session, site in list(self.opening.items()):
                 self.open[session] = site
@@ -222,7 +232,7 @@ class SchedulerLaws(RuleBasedStateMachine):
             self.opening.clear()
             for session in list(self.busy):
                 del self.busy[session]
-                self.scheduler.finished(session, self.now, delivered=True, reusable=True)
+                self.scheduler.finished(session, self.now, answered=True, reusable=True)
             wake = self.step()
             if not (self.locating or self.opening or self.busy or self.scheduler._decided):
                 assert wake < math.inf or not self.inside, "mail that nothing will wake"

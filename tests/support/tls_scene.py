@@ -58,7 +58,7 @@ class Scene:
     async def open(self, opener: Opener | None = None, **policy: Any) -> Opened | NotOpened:
         """Open a session for a.test; it is dropped again at once."""
         complete = DomainPolicy(default_smtp_port=self.port, smtp_tls_ca_file=self.ca_file, **policy)
-        result = await asyncio.wait_for((opener or self.opener).open("a.test", complete, lambda: None), 30)
+        result = await asyncio.wait_for((opener or self.opener).open("a.test", complete, (), lambda: None), 30)
         if isinstance(result, Opened):
             result.connection.abort()
         return result

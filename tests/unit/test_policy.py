@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spoolmta import config, policy
-from spoolmta.errors import MessageRefused
+from spoolmta.errors import ConfigError, MessageRefused
 from spoolmta.model import Config, DomainPolicy, Envelope, Setting, Source
 
 BASE = 'host-name = "mta.example.com"\nspool = { directory = "spool" }\n'
@@ -110,3 +110,65 @@ def test_a_star_whose_vmta_sets_the_limit_again_is_not_warned_about(tmp_path: Pa
     assert len(policy.warnings(load(tmp_path, text))) == 1
     assert not policy.warnings(load(tmp_path, text + '[vmta.v.domain."[*.]a.b"]\nmax-smtp-out = 8\n'))
     assert not policy.warnings(load(tmp_path, text.replace("= 9", "= 4")))
+
+
+def site(loaded: Config, vmta: str, domain: str, *hosts: str) -> str:
+    return policy.PolicyTable(loaded, vmta).site_of(domain, hosts)
+
+
+GOOGLE = '[provider.google]\nmx = ["*.google.com", "*.googlemail.com"]\nmax-smtp-out = 50\n'
+
+
+def test_a_domain_belongs_to_the_provider_that_runs_all_its_mail_hosts(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOGLE)
+    both = ("aspmx.l.google.com", "aspmx2.googlemail.com")
+    assert site(loaded, "default", "example.com", *both) == "google.rollup"
+    assert site(loaded, "default", "example.com", *both, "mx.elsewhere.net") == "aspmx.l.google.com.rollup"
+    assert site(loaded, "default", "example.com", "google.com") == "google.com.rollup"
+
+
+def test_domains_with_the_same_mail_hosts_share_a_site_named_by_the_first(tmp_path: Path) -> None:
+    loaded = load(tmp_path, '[domain."own.example"]\nmax-smtp-out = 3\n')
+    hosts = ("mx2.host.net", "mx1.host.net")
+    assert site(loaded, "default", "a.example", *hosts) == site(loaded, "default", "b.example", *hosts)
+    assert site(loaded, "default", "a.example", *hosts) == "mx1.host.net.rollup"
+    assert site(loaded, "default", "own.example", *hosts) == "own.example"
+    assert site(loaded, "default", "a.example") == "a.example"
+    assert site(loaded, "default", "a.example", "a.example") == "a.example"
+
+
+def test_a_domain_can_be_taken_out_of_the_roll_up(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOGLE + '[domain."gmail.com"]\ndisable-mx-rollup = true\n')
+    assert site(loaded, "default", "gmail.com", "gmail-smtp-in.l.google.com") == "gmail.com"
+    assert site(loaded, "default", "example.com", "aspmx.l.google.com") == "google.rollup"
+
+
+def test_a_provider_is_stronger_than_the_star_and_weaker_than_a_domain(tmp_path: Path) -> None:
+    text = '[domain."*"]\nmax-smtp-out = 1\nmax-msg-per-connection = 7\n' + GOOGLE
+    text += '[domain."gmail.com"]\nmax-smtp-out = 2\n[vmta.v.provider.google]\nmax-smtp-out = 9\n'
+    loaded = load(tmp_path, text)
+    table = policy.PolicyTable(loaded, "default")
+    assert table.resolve("google.rollup", "google.rollup").max_smtp_out == 50
+    assert table.resolve("google.rollup", "google.rollup").max_msg_per_connection == 7
+    assert table.resolve("google.rollup", "gmail.com").max_smtp_out == 2
+    assert table.resolve("gmail.com", "gmail.com").max_smtp_out == 2
+    assert table.resolve("other.example", "other.example").max_smtp_out == 1
+    own = policy.PolicyTable(loaded, "v")
+    assert own.resolve("google.rollup", "google.rollup").max_smtp_out == 9
+    assert own.resolve("google.rollup", "gmail.com").max_smtp_out == 9
+
+
+def test_a_star_that_undoes_a_providers_limit_is_told(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOGLE + '[vmta.v.domain."*"]\nmax-smtp-out = 99\n')
+    (warning,) = policy.warnings(loaded)
+    assert "the stricter limit of provider.google in" in warning
+
+
+def test_providers_are_named_with_their_mail_hosts_in_the_global_tables_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as trouble:
+        load(tmp_path, "[provider.a]\nmax-smtp-out = 1\n[vmta.v.provider.b]\nmax-smtp-out = 1\n")
+    assert "provider.a: a provider is known by its mail hosts" in str(trouble.value)
+    assert 'vmta.v.provider.b: there is no provider "b"' in str(trouble.value)
+    with pytest.raises(ConfigError) as trouble:
+        load(tmp_path, GOOGLE + '[vmta.v.provider.google]\nmx = ["*.x.com"]\n')
+    assert "the mail hosts of a provider stand in the global [provider.google]" in str(trouble.value)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from spoolmta.model import Failure, FailureKind, Host
-from spoolmta.resolver import MAX_HOSTS, is_host_name, mail_hosts
+from spoolmta.resolver import MAX_RECORDS, is_host_name, mail_hosts
 
 CHANCE = random.Random(1)
 
@@ -51,7 +51,7 @@ def test_equal_preferences_are_tried_in_any_order_equally_often() -> None:
 
 
 def test_ten_thousand_hosts_are_ten() -> None:
-    assert len(names_of(*(f"10 mx{number}.test." for number in range(10_000)))) == MAX_HOSTS
+    assert len(names_of(*(f"10 mx{number}.test." for number in range(10_000)))) == MAX_RECORDS
 
 
 @pytest.mark.parametrize(

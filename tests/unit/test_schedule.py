@@ -3,9 +3,15 @@ from __future__ import annotations
 import math
 import tracemalloc
 
+from spoolmta.action import Assign, Close, Expire, Locate, Open, Reject, VmtaLimits
+from spoolmta.concurrency import CALM
+from spoolmta.condition import MAX_REMEMBERED, Condition
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Rate
 from spoolmta.rate import RateLimiter, next_due, pick
-from spoolmta.schedule import FAIR_SHARE, MAX_REMEMBERED, Assign, Close, Expire, Locate, Open, Reject, Scheduler
+from spoolmta.schedule import Scheduler
+from spoolmta.sessions import FAIR_SHARE
+from tests.support.schedule_kit import everywhere
+from tests.support.schedule_kit import scheduler as make
 
 NOW = 1_700_000_000.0
 POLICY = DomainPolicy(max_smtp_out=2, retry_after=(600.0, 1200.0), bounce_after=3600.0)
@@ -20,11 +26,11 @@ def name(number: int, age: float = 0.0, attempts: int = 0, recipients: int = 1) 
 
 def ready(count: int, policy: DomainPolicy = POLICY, limit: int = 0, domain: str = "a.test") -> Scheduler:
     """A scheduler with mail for one located domain, before the step that opens sessions."""
-    scheduler = Scheduler(limit)
+    scheduler = make(limit)
     for number in range(count):
         scheduler.add(domain, name(number), 0, NOW)
     assert scheduler.step(NOW) == ([Locate(domain)], math.inf)
-    scheduler.located(domain, domain, policy, NOW)
+    scheduler.located(domain, domain, everywhere(policy), NOW)
     return scheduler
 
 
@@ -35,13 +41,13 @@ def test_a_domain_is_located_once_then_a_session_opened_then_mail_assigned() -> 
     scheduler.opened(1, NOW)
     assert scheduler.step(NOW)[0] == [Assign(1, "a.test", name(0))]
     assert scheduler.size == 0
-    scheduler.finished(1, NOW, delivered=True, reusable=True)
+    scheduler.finished(1, NOW, answered=True, reusable=True)
     assert scheduler.step(NOW)[0] == [Close(1)]
     assert (scheduler.sites, scheduler.queues, scheduler.sessions) == ({}, {}, 0)
 
 
 def test_mail_waits_for_its_time() -> None:
-    scheduler = Scheduler()
+    scheduler = make()
     scheduler.add("a.test", name(0), NOW + 60, NOW)
     scheduler.add("a.test", name(1), NOW + 30, NOW)
     assert scheduler.step(NOW) == ([], NOW + 30)
@@ -54,7 +60,7 @@ def test_a_session_ends_after_max_msg_per_connection() -> None:
     scheduler.step(NOW)
     scheduler.opened(1, NOW)
     scheduler.step(NOW)
-    scheduler.finished(1, NOW, delivered=True, reusable=True)
+    scheduler.finished(1, NOW, answered=True, reusable=True)
     assert scheduler.step(NOW)[0] == [Close(1), Open(2, "a.test", "a.test")]
 
 
@@ -63,11 +69,11 @@ def test_an_idle_session_is_kept_for_connection_idle_timeout() -> None:
     scheduler.step(NOW)
     scheduler.opened(1, NOW)
     scheduler.step(NOW)
-    scheduler.finished(1, NOW + 1, delivered=True, reusable=True)
+    scheduler.finished(1, NOW + 1, answered=True, reusable=True)
     assert scheduler.step(NOW + 1) == ([], NOW + 6)
     scheduler.add("a.test", name(1), 0, NOW + 2)
     assert scheduler.step(NOW + 2)[0] == [Assign(1, "a.test", name(1))]
-    scheduler.finished(1, NOW + 3, delivered=True, reusable=True)
+    scheduler.finished(1, NOW + 3, answered=True, reusable=True)
     assert scheduler.step(NOW + 7.9)[0] == []
     assert scheduler.step(NOW + 8)[0] == [Close(1)]
 
@@ -94,7 +100,7 @@ def test_a_success_lets_the_other_sessions_follow() -> None:
     scheduler.step(NOW + 600)
     scheduler.opened(3, NOW + 600)
     assert [type(action) for action in scheduler.step(NOW + 600)[0]] == [Assign]
-    scheduler.finished(3, NOW + 601, delivered=True, reusable=True)
+    scheduler.finished(3, NOW + 601, answered=True, reusable=True)
     assert [type(action) for action in scheduler.step(NOW + 601)[0]] == [Assign, Open]
 
 
@@ -104,7 +110,7 @@ def test_a_refused_connection_does_not_stop_the_sessions_that_work() -> None:
     scheduler.opened(1, NOW)
     scheduler.step(NOW)
     assert scheduler.open_failed(2, NOW, "421 too many connections")
-    scheduler.finished(1, NOW + 1, delivered=True, reusable=True)
+    scheduler.finished(1, NOW + 1, answered=True, reusable=True)
     assert scheduler.step(NOW + 1)[0] == [Assign(1, "a.test", name(1))]
 
 
@@ -113,7 +119,8 @@ def test_our_own_trouble_holds_a_site_for_a_minute_and_is_no_failure_of_it() -> 
     scheduler.step(NOW)
     scheduler.open_failed(1, NOW, "cannot bind", ours=True)
     assert scheduler.step(NOW) == ([], NOW + 60)
-    assert scheduler.states() == {}
+    assert scheduler.known.conditions(NOW)["a.test"].failures == 0
+    assert scheduler.known.conditions(NOW + 60) == {}
 
 
 def test_a_session_that_breaks_before_it_delivered_is_a_failure_of_the_site_and_later_it_is_not() -> None:
@@ -122,10 +129,10 @@ def test_a_session_that_breaks_before_it_delivered_is_a_failure_of_the_site_and_
     scheduler.opened(1, NOW)
     scheduler.opened(2, NOW)
     scheduler.step(NOW)
-    scheduler.finished(1, NOW, delivered=True, reusable=True)
+    scheduler.finished(1, NOW, answered=True, reusable=True)
     scheduler.step(NOW)
-    assert scheduler.finished(1, NOW, delivered=False, reusable=False, reason="lost") is False
-    assert scheduler.finished(2, NOW, delivered=False, reusable=False, reason="lost") is True
+    assert scheduler.finished(1, NOW, answered=False, reusable=False, reason="lost") is False
+    assert scheduler.finished(2, NOW, answered=False, reusable=False, reason="lost") is True
 
 
 def test_failures_are_remembered_over_a_sleep() -> None:
@@ -133,21 +140,22 @@ def test_failures_are_remembered_over_a_sleep() -> None:
     scheduler.step(NOW)
     scheduler.open_failed(1, NOW, "refused")
     scheduler.step(NOW)
-    states = scheduler.states()
-    assert states == {"a.test": (1, NOW + 600, "refused")}
-    woken = Scheduler()
-    woken.remember(states)
+    states = scheduler.known.conditions(NOW)
+    assert states == {"a.test": Condition(failures=1, blocked_until=NOW + 600, reason="refused")}
+    woken = make()
+    woken.known.memory.put("a.test", states["a.test"])
     woken.add("a.test", name(0), 0, NOW)
     woken.step(NOW)
-    woken.located("a.test", "a.test", POLICY, NOW)
+    woken.located("a.test", "a.test", everywhere(POLICY), NOW)
     assert woken.step(NOW) == ([], NOW + 600)
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    scheduler = Scheduler()
-    scheduler.remember({f"{number}.test": (1, NOW, "") for number in range(MAX_REMEMBERED + 5)})
-    assert len(scheduler.states()) == MAX_REMEMBERED
-    assert "0.test" not in scheduler.states()
+    scheduler = make()
+    for number in range(MAX_REMEMBERED + 5):
+        scheduler.known.memory.put(f"{number}.test", Condition(failures=1))
+    assert len(scheduler.known.conditions(NOW)) == MAX_REMEMBERED
+    assert "0.test" not in scheduler.known.conditions(NOW)
 
 
 def test_a_site_that_has_recovered_is_not_remembered_as_failing() -> None:
@@ -158,12 +166,12 @@ def test_a_site_that_has_recovered_is_not_remembered_as_failing() -> None:
     scheduler.step(NOW + 600)
     scheduler.opened(3, NOW + 600)
     scheduler.step(NOW + 600)
-    scheduler.finished(3, NOW + 600, delivered=True, reusable=False)
-    assert scheduler.states() == {}
+    scheduler.finished(3, NOW + 600, answered=True, reusable=False)
+    assert scheduler.known.conditions(NOW + 600) == {}
 
 
 def test_a_domain_that_takes_no_mail_has_its_mail_rejected() -> None:
-    scheduler = Scheduler()
+    scheduler = make()
     scheduler.add("a.test", name(0), 0, NOW)
     scheduler.step(NOW)
     scheduler.condemned("a.test", NULL_MX, NOW + 300)
@@ -174,7 +182,7 @@ def test_a_domain_that_takes_no_mail_has_its_mail_rejected() -> None:
 
 
 def test_a_big_condemned_queue_is_rejected_in_parts() -> None:
-    scheduler = Scheduler()
+    scheduler = make()
     for number in range(1200):
         scheduler.add("a.test", name(number), 0, NOW)
     scheduler.step(NOW)
@@ -189,7 +197,7 @@ def test_a_big_condemned_queue_is_rejected_in_parts() -> None:
 
 
 def test_a_failed_look_up_is_repeated_and_old_mail_is_given_up() -> None:
-    scheduler = Scheduler()
+    scheduler = make()
     scheduler.add("a.test", name(0), 0, NOW)
     scheduler.add("a.test", name(1, age=5000), 0, NOW)
     scheduler.step(NOW)
@@ -222,18 +230,18 @@ def test_mail_that_comes_due_at_its_expiry_does_not_wait_behind_younger_mail_of_
 
 def test_a_rate_holds_while_its_site_comes_and_goes() -> None:
     policy = DomainPolicy(max_msg_rate=Rate(2, 3600))
-    scheduler, now, sent = Scheduler(), NOW, []
+    scheduler, now, sent = make(), NOW, []
     for number in range(4):
         scheduler.add("a.test", name(number), 0, now)
         for _ in range(4):
             for action in scheduler.step(now)[0]:
                 if isinstance(action, Locate):
-                    scheduler.located("a.test", "a.test", policy, now)
+                    scheduler.located("a.test", "a.test", everywhere(policy), now)
                 elif isinstance(action, Open):
                     scheduler.opened(action.session, now)
                 elif isinstance(action, Assign):
                     sent.append(now)
-                    scheduler.finished(action.session, now, delivered=True, reusable=True)
+                    scheduler.finished(action.session, now, answered=True, reusable=True)
         now += 1
     assert len(sent) <= 2
     assert scheduler.size == 4 - len(sent)
@@ -249,9 +257,9 @@ def test_sites_that_wait_for_a_session_of_the_vmta_get_one_in_turn() -> None:
     for other in ("b.test", "c.test"):
         scheduler.add(other, name(1000), 0, NOW)
     scheduler.step(NOW)
-    scheduler.located("b.test", "b.test", POLICY, NOW)
+    scheduler.located("b.test", "b.test", everywhere(POLICY), NOW)
     scheduler.step(NOW)
-    scheduler.located("c.test", "c.test", POLICY, NOW)
+    scheduler.located("c.test", "c.test", everywhere(POLICY), NOW)
     scheduler.step(NOW)
     scheduler.opened(1, NOW)
     order = []
@@ -261,7 +269,7 @@ def test_sites_that_wait_for_a_session_of_the_vmta_get_one_in_turn() -> None:
                 order.append(action.site)
                 scheduler.opened(action.session, NOW)
             elif isinstance(action, Assign):
-                scheduler.finished(action.session, NOW, delivered=True, reusable=True)
+                scheduler.finished(action.session, NOW, answered=True, reusable=True)
         assert scheduler.sessions <= 1
     assert order == ["a.test", "b.test", "c.test"]  # the first was the first to want one more
     assert scheduler.size == 0
@@ -273,11 +281,11 @@ def test_an_idle_session_makes_room_for_a_site_that_waits() -> None:
     scheduler.step(NOW)
     scheduler.opened(1, NOW)
     scheduler.step(NOW)
-    scheduler.finished(1, NOW, delivered=True, reusable=True)
+    scheduler.finished(1, NOW, answered=True, reusable=True)
     scheduler.step(NOW)
     scheduler.add("b.test", name(1), 0, NOW)
     scheduler.step(NOW)
-    scheduler.located("b.test", "b.test", POLICY, NOW)
+    scheduler.located("b.test", "b.test", everywhere(POLICY), NOW)
     assert scheduler.step(NOW)[0] == [Close(1), Open(2, "b.test", "b.test")]
 
 
@@ -289,7 +297,7 @@ def test_draining_begins_nothing_and_closes_what_is_idle() -> None:
     scheduler.drain()
     scheduler.opened(2, NOW)
     assert scheduler.step(NOW)[0] == [Close(2)]
-    scheduler.finished(1, NOW, delivered=True, reusable=True)
+    scheduler.finished(1, NOW, answered=True, reusable=True)
     assert scheduler.step(NOW)[0] == [Close(1)]
     assert scheduler.size == 2
 
@@ -300,9 +308,9 @@ def test_a_lower_limit_ends_sessions_with_their_message() -> None:
     scheduler.opened(1, NOW)
     scheduler.opened(2, NOW)
     scheduler.step(NOW)
-    scheduler.reconfigure(0, {"a.test": DomainPolicy(max_smtp_out=1), "gone.test": POLICY})
-    scheduler.finished(1, NOW, delivered=True, reusable=True)
-    scheduler.finished(2, NOW, delivered=True, reusable=True)
+    scheduler.reconfigure(VmtaLimits(), everywhere(DomainPolicy(max_smtp_out=1)), NOW)
+    scheduler.finished(1, NOW, answered=True, reusable=True)
+    scheduler.finished(2, NOW, answered=True, reusable=True)
     assert [type(action) for action in scheduler.step(NOW)[0]] == [Close, Assign]
 
 
@@ -311,9 +319,10 @@ def test_an_idle_session_that_has_carried_more_than_a_reload_allows_is_closed() 
     scheduler.step(NOW)
     scheduler.opened(1, NOW)
     scheduler.step(NOW)
-    scheduler.finished(1, NOW, delivered=True, reusable=True)
+    scheduler.finished(1, NOW, answered=True, reusable=True)
     scheduler.step(NOW)
-    scheduler.reconfigure(0, {"a.test": DomainPolicy(connection_idle_timeout=60.0, max_msg_per_connection=1)})
+    policy = DomainPolicy(connection_idle_timeout=60.0, max_msg_per_connection=1)
+    scheduler.reconfigure(VmtaLimits(), everywhere(policy), NOW)
     assert scheduler.step(NOW)[0] == [Close(1)]
 
 
@@ -324,19 +333,19 @@ def test_a_block_outlives_its_site() -> None:
     scheduler.opened(2, NOW)
     for _ in range(3):
         scheduler.step(NOW)
-        scheduler.finished(2, NOW, delivered=True, reusable=True)
+        scheduler.finished(2, NOW, answered=True, reusable=True)
     scheduler.step(NOW)
     assert scheduler.sites == {}
     scheduler.add("a.test", name(9), 0, NOW)
     scheduler.step(NOW)
-    scheduler.located("a.test", "a.test", POLICY, NOW)
+    scheduler.located("a.test", "a.test", everywhere(POLICY), NOW)
     assert scheduler.step(NOW) == ([], NOW + 60)
 
 
 def test_a_higher_limit_is_used_at_once() -> None:
     scheduler = ready(9, limit=1)
     assert len(scheduler.step(NOW)[0]) == 1
-    scheduler.reconfigure(5, {})
+    scheduler.reconfigure(VmtaLimits(5), everywhere(POLICY), NOW)
     assert len(scheduler.step(NOW)[0]) == 1  # the site's own limit is 2
 
 
@@ -347,12 +356,12 @@ def test_reports_about_a_session_that_is_gone_are_ignored() -> None:
     scheduler.lost(1)
     scheduler.opened(1, NOW)
     assert scheduler.open_failed(1, NOW, "x") is False
-    assert scheduler.finished(1, NOW, delivered=True, reusable=True) is False
+    assert scheduler.finished(1, NOW, answered=True, reusable=True) is False
     assert [type(action) for action in scheduler.step(NOW)[0]] == [Open]
 
 
 def test_timers_that_are_out_of_date_do_not_pile_up() -> None:
-    scheduler, now = Scheduler(), NOW
+    scheduler, now = make(), NOW
     scheduler.add("a.test", name(0), NOW + 1e6, now)
     scheduler.add("a.test", name(1), 0, now)
     scheduler.step(now)
@@ -361,11 +370,11 @@ def test_timers_that_are_out_of_date_do_not_pile_up() -> None:
         scheduler.add("a.test", name(2 + number), now + 1, now)
         now += 2
         scheduler.step(now)
-    assert len(scheduler._timers) < 3000
+    assert len(scheduler._agenda._timers) < 3000
 
 
 def test_a_waiting_name_costs_little_memory() -> None:
-    scheduler = Scheduler()
+    scheduler = make()
     names = [name(number) for number in range(200_000)]
     tracemalloc.start()
     for number, text in enumerate(names):
@@ -401,15 +410,16 @@ def test_unlimited_costs_nothing() -> None:
 
 
 def test_a_site_that_serves_us_on_other_sessions_is_not_blamed_for_refusing_one_more() -> None:
-    scheduler = Scheduler()
+    scheduler = make()
     policy = DomainPolicy(max_smtp_out=2, retry_after=(600.0,), connection_idle_timeout=5.0)
     for number in range(4):
         scheduler.add("a.test", f"{int(NOW)}.M00000{number}P1Q{number}.mx,S=1,C=00000000,J=0", 0, NOW)
     scheduler.step(NOW)
-    scheduler.located("a.test", "a.test", policy, NOW)
+    scheduler.located("a.test", "a.test", everywhere(policy), NOW)
     opened = [action for action in scheduler.step(NOW)[0] if isinstance(action, Open)]
     scheduler.opened(opened[0].session, NOW)
     scheduler.step(NOW)
     assert scheduler.open_failed(opened[1].session, NOW, "421 too many connections")
-    assert scheduler.sites["a.test"].failures == 0
-    assert scheduler.sites["a.test"].blocked_until == NOW + 60
+    site = scheduler.sites["a.test"]
+    assert (site.condition.failures, site.condition.blocked_until) == (0, 0)
+    assert (site.condition.window, site.calm_until) == (1.0, NOW + CALM)

@@ -8,7 +8,7 @@ import pytest
 
 from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Reply, Stage
 from spoolmta.smtp.client import Capabilities, Refused, Step, WireError
-from spoolmta.smtp.starttls import PLAIN, Demand, Level, configured, may_retry_plain, open_session
+from spoolmta.smtp.starttls import PLAIN, Demand, Level, configured, kept_apart, may_retry_plain, open_session
 
 GREETING = Reply(220, ("mx",))
 OFFERS = Reply(250, ("mx", "STARTTLS", "PIPELINING", "AUTH LOGIN"))
@@ -109,3 +109,16 @@ def test_the_stricter_of_two_directives_holds() -> None:
     assert configured(DomainPolicy(use_starttls=False)) == PLAIN
     assert configured(DomainPolicy(use_starttls=False, require_starttls=True)) == MUST
     assert configured(DomainPolicy(require_starttls=True, smtp_tls_verify=True)).level is Level.VERIFIED
+
+
+def test_domains_share_sessions_only_where_they_demand_the_same_of_tls() -> None:
+    assert kept_apart("a.test", DomainPolicy()) == frozenset()
+    assert kept_apart("a.test", DomainPolicy(max_smtp_out=3)) == frozenset()
+    for field in ("use_dane", "use_mta_sts"):
+        assert kept_apart("a.test", DomainPolicy(**{field: True})) != kept_apart(
+            "b.test", DomainPolicy(**{field: True})
+        )
+    must = kept_apart("a.test", DomainPolicy(require_starttls=True))
+    assert must == kept_apart("b.test", DomainPolicy(require_starttls=True))
+    assert must not in (frozenset(), kept_apart("a.test", DomainPolicy(smtp_tls_verify=True)))
+    assert kept_apart("a.test", DomainPolicy(smtp_client_certificate="x.pem")) != frozenset()

@@ -40,6 +40,7 @@ def test_a_reply_means_what_the_table_says(stage: Stage, code: int, outcome: Out
         (Stage.RESOLVE, FailureKind.NULL_MX, Verdict(Outcome.BOUNCED, Scope.SITE)),
         (Stage.RESOLVE, FailureKind.NO_HOST, Verdict(Outcome.BOUNCED, Scope.SITE)),
         (Stage.RESOLVE, FailureKind.DNS_TEMPORARY, Verdict(None, Scope.SITE)),
+        (Stage.RESOLVE, FailureKind.HELD, Verdict(None, Scope.SITE)),
         (Stage.RESOLVE, FailureKind.EXPIRED, Verdict(Outcome.EXPIRED, Scope.RECIPIENT)),
         (Stage.RCPT, FailureKind.UNSENDABLE, Verdict(Outcome.BOUNCED, Scope.RECIPIENT)),
     ],

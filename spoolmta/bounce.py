@@ -271,6 +271,8 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.NO_HOST: ("5.4.4", "routing-errors"),
     FailureKind.EXPIRED: ("4.4.7", "message-expired"),
     FailureKind.UNSENDABLE: ("5.6.7", "content-related"),
+    FailureKind.NO_TLS: ("4.7.4", "policy-related"),
+    FailureKind.TLS: ("4.7.5", "policy-related"),
     FailureKind.HELD: ("4.7.0", "policy-related"),
     FailureKind.TOO_BIG: ("5.3.4", "content-related"),
     FailureKind.UNCONVERTIBLE: ("5.6.3", "content-related"),

@@ -23,16 +23,16 @@ from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLim
 from spoolmta.carrier import Carrier, Process
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
-from spoolmta.here import here
 from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger
 from spoolmta.model import Answer, Config, DomainPolicy, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
 from spoolmta.reporter import Owner
-from spoolmta.resolver import Resolver, Unroutable
+from spoolmta.resolver import Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
+from spoolmta.smtp.starttls import kept_apart
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, is_free
 from spoolmta.trigger import Responses
@@ -84,8 +84,7 @@ class Delivery:
         self._config = config
         self._table = PolicyTable(config, self._vmta.name)
         self._resolve = functools.lru_cache(maxsize=100_000)(self._table.resolve)
-        resolver = Resolver(config.nameservers, self._chance, here=here(config))
-        self._opener = Opener(self._vmta, config.host_name, resolver, self._carrier.on_trouble)
+        self._opener = Opener(self._vmta, config, self._chance, self._layout, self._carrier.on_trouble)
         self._carrier.opener = self._opener
         self._carrier.set_responses(Responses(config, self._vmta.name))
 
@@ -335,7 +334,7 @@ class Delivery:
             self._unroutable(domain, policy, error)
         else:
             site = self._table.site_of(domain, route.mx)
-            self._scheduler.located(domain, site, self._resolve, self._now(), route.mx)
+            self._scheduler.located(domain, site, self._resolve, self._now(), route.mx | kept_apart(domain, policy))
         self._request_turn()
 
     def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:

@@ -131,6 +131,8 @@ class Ledger:
             name.pool,
             name.id,
             name.attempts + 1,
+            way.ends.tls_protocol,
+            way.ends.tls_cipher,
         )
 
     def note_queue_failure(self, result: Reply | Failure, ends: Ends, site: str) -> None:

@@ -23,6 +23,7 @@ class Stage(enum.Enum):
     GREETING = "greeting"
     EHLO = "ehlo"
     AUTH = "auth"
+    STARTTLS = "starttls"
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
@@ -52,6 +53,8 @@ class FailureKind(enum.Enum):
     UNCONVERTIBLE = "message cannot be made 7-bit"
     LOOP = "mail loops back to us"
     NO_LOGIN = "cannot log in"
+    NO_TLS = "TLS not available"
+    TLS = "TLS failed"
     HELD = "held by a response rule"
     CONDEMNED = "bounced with its queue"
     DELETED = "deleted by the operator"
@@ -292,6 +295,16 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     auth_username: str = ""
     auth_password: Secret = Secret()
     use_unencrypted_plain_auth: bool = False
+    use_starttls: bool = True
+    require_starttls: bool = False
+    smtp_tls_verify: bool = False
+    smtp_tls_min_version: str = "1.2"
+    smtp_tls_ciphers: str = ""
+    smtp_tls_ca_file: str = ""
+    smtp_client_certificate: str = ""
+    reuse_ssl_session: bool = True
+    use_dane: bool = False
+    use_mta_sts: bool = False
 
 
 class ResponseAction(enum.Enum):
@@ -401,13 +414,19 @@ class Source(Struct, frozen=True, kw_only=True):
     dsn_return_default: Literal["full", "headers"] = "headers"
 
 
+MORE_COLUMNS: dict[str, tuple[str, ...]] = dict.fromkeys(("d", "b", "t"), ("dlvTlsProtocol", "dlvTlsCipher"))
+"""What an accounting file can have by name behind the usual columns, by record type."""
+
+
 class AcctFile(Struct, frozen=True, kw_only=True):
-    """One accounting file: which record types it takes, and when it is rotated (seconds, bytes)."""
+    """One accounting file: which record types it takes, with which columns ("*" are the usual ones), and when it is
+    rotated (seconds, bytes)."""
 
     path: str
     records: tuple[str, ...] = ("d", "b")
     move_interval: float = 86_400.0
     max_size: int = 250_000_000
+    record_fields: dict[str, tuple[str, ...]] = {}
 
 
 CopyMode = Literal["auto", "always", "never"]
@@ -428,6 +447,8 @@ class Config(Struct, frozen=True, kw_only=True):
     copy: CopyMode = "auto"
     nameservers: tuple[str, ...] = ()
     allow_loopback_mx: bool = False
+    dnssec_trusted: bool = False
+    mta_sts_port: int = 443
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
     domains: tuple[DomainTable, ...] = ()

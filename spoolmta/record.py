@@ -35,6 +35,8 @@ class Attempt(Struct, frozen=True):
     pool: str
     entry_id: str
     attempts: int
+    tls_protocol: str = ""
+    tls_cipher: str = ""
 
 
 MAX_TEXT = 2000
@@ -83,7 +85,7 @@ def without_words_of_421(answer: Answer) -> Answer:
 
 
 def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict) -> list[str]:
-    """A `d`, `b` or `t` row."""
+    """A `d`, `b` or `t` row: the usual columns, and behind them all that can be had by name (MORE_COLUMNS)."""
     code, diagnostic, category = status(answer.result)
     if verdict.status:
         code, category = bounce.describe(verdict.status), bounce.categorize(verdict.status, str(answer.result))
@@ -121,6 +123,8 @@ def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdic
         attempt.pool,
         attempt.entry_id,
         str(attempt.attempts),
+        attempt.tls_protocol,
+        attempt.tls_cipher,
     ]
 
 

@@ -15,7 +15,10 @@ import time
 import dns.asyncresolver
 import dns.exception
 import dns.flags
+import dns.message
+import dns.name
 import dns.nameserver
+import dns.rdata
 import dns.rdatatype
 import dns.resolver
 
@@ -38,10 +41,12 @@ _HOST_NAME = re.compile(
 
 class Route(Struct, frozen=True):
     """Where a domain's mail goes: its hosts, best first. `mx` are the hosts its MX records name; empty for a route
-    that is no matter of MX records (fixed hosts, an address)."""
+    that is no matter of MX records (fixed hosts, an address). `is_secure`: the hosts are the operator's, or DNSSEC
+    proves them."""
 
     hosts: tuple[Host, ...]
     mx: frozenset[str] = frozenset()
+    is_secure: bool = False
 
 
 class Unroutable(Exception):
@@ -54,12 +59,15 @@ class Unroutable(Exception):
 
 
 class Found(Struct, frozen=True):
-    """What one DNS question brought: the records as text (empty for NODATA), or why there are none."""
+    """What one DNS question brought: the records as text (empty for NODATA), or why there are none. `is_secure`: a
+    resolver that we trust has validated it by DNSSEC. `canonical` is the name at the end of its aliases."""
 
     records: tuple[str, ...]
     expires: float
     failure: FailureKind | None = None
     text: str = ""
+    is_secure: bool = False
+    canonical: str = ""
 
 
 def mail_hosts(
@@ -101,10 +109,17 @@ def is_host_name(name: str) -> bool:
 
 class Resolver:
     """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's. A question that has no
-    answer after `patience` seconds is given up. `here` says which hosts are ourselves."""
+    answer after `patience` seconds is given up. `here` says which hosts are ourselves. Whether an answer was validated
+    is believed only where the name servers are on this machine, or `is_trusted` says so (RFC 6698 appendix A.3: nobody
+    may be in between)."""
 
     def __init__(
-        self, nameservers: tuple[str, ...], chance: random.Random, patience: float = 15.0, here: Here = NOWHERE
+        self,
+        nameservers: tuple[str, ...],
+        chance: random.Random,
+        patience: float = 15.0,
+        here: Here = NOWHERE,
+        is_trusted: bool = False,
     ) -> None:
         self._chance = chance
         self.here = here
@@ -114,6 +129,8 @@ class Resolver:
         if nameservers:
             self._resolver.nameservers = [_nameserver(text) for text in nameservers]
         self._resolver.use_edns(0, 0, 1232)
+        self._resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 section 5.7: tell us whether it is validated
+        self.is_trusted = is_trusted or all(_is_here(server) for server in self._resolver.nameservers)
         self._resolver.lifetime = patience
         self._resolver.timeout = 4.0
 
@@ -124,7 +141,7 @@ class Resolver:
             hosts = []
             for level in policy.smtp_hosts:
                 hosts += self._chance.sample(level, len(level))
-            return Route(tuple(hosts))
+            return Route(tuple(hosts), is_secure=True)
         literal = _literal(domain)
         if literal:
             return Route((Host(literal),))
@@ -137,7 +154,8 @@ class Resolver:
         result = mail_hosts(domain, found.records, self._chance, self.here.names)
         if isinstance(result, Failure):
             raise Unroutable(result, max(1.0, found.expires - time.monotonic()))
-        return Route(result[:MAX_HOSTS], frozenset(host.name for host in result if found.records))
+        mx = frozenset(host.name for host in result if found.records)
+        return Route(result[:MAX_HOSTS], mx, found.is_secure)
 
     async def addresses(self, host: str, families: frozenset[int]) -> list[str] | Failure:
         """The addresses of a host in the families (4, 6) we can send from, IPv6 first; or why there are none."""
@@ -158,6 +176,10 @@ class Resolver:
                 if found.failure is FailureKind.DNS_TEMPORARY:
                     failure = Failure(found.failure, found.text)
         return addresses or failure
+
+    def forget(self, name: str, kind: str) -> None:
+        """Ask the name server next time."""
+        self._cache.pop((name, kind), None)
 
     async def look_up(self, name: str, kind: str) -> Found:
         """Ask once: from the cache, from a question under way, or from the name server."""
@@ -183,15 +205,37 @@ class Resolver:
     async def _query(self, name: str, kind: str) -> Found:
         try:
             answer = await self._resolver.resolve(name + ".", kind, raise_on_no_answer=False, search=False)
-        except dns.resolver.NXDOMAIN:
-            return Found((), time.monotonic() + MAX_EMPTY_TTL, FailureKind.NO_DOMAIN, f"domain {name} does not exist")
+        except dns.resolver.NXDOMAIN as error:
+            text = f"domain {name} does not exist"
+            is_secure = self._is_secure(error.response(dns.name.from_text(name)))  # type: ignore[no-untyped-call]
+            return Found((), time.monotonic() + MAX_EMPTY_TTL, FailureKind.NO_DOMAIN, text, is_secure)
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
             text = f"DNS look-up of {kind} {name} failed: {_explain(error)}"
             return Found((), time.monotonic() + FAILED_TTL, FailureKind.DNS_TEMPORARY, text)
         ttl = answer.expiration - time.time()
         ttl = min(max(ttl, MIN_TTL), MAX_TTL if answer.rrset is not None else MAX_EMPTY_TTL)
-        records = [record.to_text() for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
-        return Found(tuple(records), time.monotonic() + ttl)
+        records = [_text(record) for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
+        canonical = answer.canonical_name.to_text(omit_final_dot=True).lower()
+        is_secure = self._is_secure(answer.response)
+        return Found(tuple(records), time.monotonic() + ttl, is_secure=is_secure, canonical=canonical)
+
+    def _is_secure(self, response: dns.message.Message) -> bool:
+        return self.is_trusted and bool(response.flags & dns.flags.AD)
+
+
+def _text(record: dns.rdata.Rdata) -> str:
+    """A record as text; the strings of a TXT record are one text (RFC 8461 section 3.1)."""
+    if record.rdtype == dns.rdatatype.TXT:
+        return b"".join(getattr(record, "strings", ())).decode("utf-8", "replace")
+    return record.to_text()
+
+
+def _is_here(server: str | dns.nameserver.Nameserver) -> bool:
+    """Whether a name server is on this machine."""
+    try:
+        return ipaddress.ip_address(server if isinstance(server, str) else server.answer_nameserver()).is_loopback
+    except ValueError:
+        return False
 
 
 def _literal(domain: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 
 class Pair:
@@ -33,3 +34,9 @@ class Pair:
             "bytes": self.bytes,
             "too_early": self.too_early,
         }
+
+
+def endpoint(name: tuple[Any, ...]) -> str:
+    """A socket name as ADDRESS:PORT."""
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"{host}:{name[1]}"

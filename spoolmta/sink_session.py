@@ -9,8 +9,7 @@ start is an empty message.
 What a message counts as: it is accepted when the 2xx to its dot is decided, that is after a scripted delay, and it
 is never both accepted and `drop-at-dot` or `silent-at-dot`.
 
-With CHUNKING the octets of a BDAT are counted off, and thrown away where there is no transaction for them. The record
-tells which verb a message came with. With AUTH, nobody sends mail before a good login.
+With CHUNKING the octets of a BDAT are counted off, and thrown away where there is no transaction for them.
 
 Sizes are those of the wire: with the doubled dots, without the final dot line. Extensions that are switched off are
 not only not offered: their MAIL and RCPT parameters are refused, and without PIPELINING a command that came before
@@ -24,10 +23,12 @@ import base64
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from spoolmta import sink_tls
 from spoolmta.errors import SpoolError
 from spoolmta.sink_auth import Login, login
+from spoolmta.sink_counts import endpoint
 from spoolmta.sink_script import (
     GARBAGE_REPLY,
     LONG_REPLY,
@@ -40,6 +41,7 @@ from spoolmta.sink_script import (
     behaviour_of,
     scripted_reply,
 )
+from spoolmta.tls_channel import Channel
 
 if TYPE_CHECKING:
     from spoolmta.sink import Sink
@@ -48,7 +50,6 @@ LINE_LIMIT = 8192
 HEAD_LIMIT = 65_536  # how much of a body is kept to look for X-Test-Id
 INPUT_LIMIT = 1_048_576
 NAMES_LIMIT = 1000  # EHLO names remembered for each pair of addresses
-
 _END = b"\r\n.\r\n"
 
 
@@ -64,6 +65,9 @@ class Session(asyncio.Protocol):
         self.out: list[bytes] = []
         self.in_body = self.waiting = self.over = self.reset_on_close = self.silent = False
         self.held = False  # replies wait for the record
+        self.channel: Channel | None = None
+        self.discards = False  # what came behind STARTTLS
+        self.says_to_hello: bytes | None = None  # instead of a handshake
         self.timer: asyncio.TimerHandle | None = None
         self.messages = 0
         self.in_chunk = self.is_last_chunk = False
@@ -115,6 +119,10 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.over:
             return
+        if self.says_to_hello is not None:
+            self.finish(self.says_to_hello)
+            self.flush()
+            return
         if self.kept:
             data = self.kept + data
         if self.waiting:
@@ -140,6 +148,9 @@ class Session(asyncio.Protocol):
             line = data[position:end]
             position = end + 1
             self.line(line, position < size)
+            if self.discards:
+                self.discards, self.kept = False, b""
+                return
         self.kept = b"" if self.over else data[position:]
         if len(self.kept) > LINE_LIMIT and not self.waiting:
             self.finish(self.replies.line)
@@ -202,7 +213,16 @@ class Session(asyncio.Protocol):
         if name in self.pair.names or len(self.pair.names) < NAMES_LIMIT:
             self.pair.names[name] += 1
         self.new_transaction()
-        self.out.append(self.replies.ehlo if text[0] in "Ee" else self.replies.helo)
+        ehlo = self.replies.ehlo if self.channel is None else self.replies.ehlo_in_tls
+        self.out.append(ehlo if text[0] in "Ee" else self.replies.helo)
+
+    def secured(self) -> None:
+        self.name = ""  # all that was said before TLS is forgotten
+
+    def not_secured(self, reason: str) -> None:
+        self.sink.tls_troubles[reason] += 1
+        self.over = True
+        self.transport.close()
 
     def mail(self, text: str) -> None:
         replies = self.replies
@@ -235,19 +255,9 @@ class Session(asyncio.Protocol):
             self.sender = address
 
     def bad_parameter(self, text: str, known: set[str]) -> bytes | None:
-        for parameter in text.split():
-            key, _, value = parameter.partition("=")
-            key = key.upper()
-            if key not in known:
-                return self.replies.parameter
-            if key == "SIZE" and not (value.isascii() and value.isdigit()):
-                return self.replies.syntax
-            if key == "SIZE" and int(value) > self.options.max_size:
-                return self.replies.too_big
-            if key == "BODY" and value.upper() not in ("7BIT", "8BITMIME"):
-                return self.replies.syntax
-            self.utf8 |= key == "SMTPUTF8"
-        return None
+        problem = self.replies.bad_parameter(text, known, self.options.max_size)
+        self.utf8 |= problem is None and "SMTPUTF8" in text.upper().split()
+        return problem
 
     def rcpt(self, text: str) -> None:
         replies = self.replies
@@ -479,6 +489,7 @@ _COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "HELO": Session.hello,
     "MAIL": Session.mail,
     "RCPT": Session.rcpt,
+    "STAR": sink_tls.starttls,
     "DATA": Session.data,
     "BDAT": Session.bdat,
     "AUTH": Session.auth,
@@ -487,9 +498,3 @@ _COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "VRFY": Session.verify,
     "QUIT": Session.quit,
 }
-
-
-def endpoint(name: tuple[Any, ...]) -> str:
-    """A socket name as ADDRESS:PORT."""
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{host}:{name[1]}"

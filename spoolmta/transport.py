@@ -18,6 +18,8 @@ import msgspec
 from spoolmta.model import Answer, Failure, FailureKind, Reply, Stage
 from spoolmta.smtp.client import Capabilities, Refused, Result, Step, WireError
 from spoolmta.smtp.wire import ProtocolError, ReplyParser
+from spoolmta.tls import Handshake
+from spoolmta.tls_channel import Channel
 
 QUIT_WAIT = 5.0
 MIN_RATE = 500
@@ -55,13 +57,15 @@ class Connection(asyncio.Protocol):
         self._awaited = 0
         self._early = b""
         self.stage = Stage.CONNECT
-        self.is_encrypted = False
         self._reply_timeout = reply_timeout
         self._is_inside_reply = self._is_sending = False
         self._unsent = 0
         self._began = self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._is_quitting = False
+        self.handshake: Handshake | None = None
+        """How a dialogue's step that starts TLS is done; set by whoever opens the connection."""
+        self.channel: Channel | None = None
 
     def __repr__(self) -> str:
         return f"Connection(stage={self.stage}, awaited={self._awaited}, quitting={self._is_quitting})"
@@ -69,6 +73,11 @@ class Connection(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         return self._dialogue is not None
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether all that is said now is said inside TLS."""
+        return self.channel is not None and self.channel.is_ready
 
     def run(self, dialogue: Generator[Step, list[Reply], Any], done: Done) -> None:
         """Drive a dialogue; `done` gets its result, or the Refused it raised. Never raises."""
@@ -191,7 +200,34 @@ class Connection(asyncio.Protocol):
             on_lost, self._on_lost = self._on_lost, None
             on_lost()
 
+    # What the channel tells
+
+    def secured(self) -> None:
+        """The handshake is done: go on inside TLS, if what the server showed will do."""
+        if self._dialogue is None or self.channel is None or self.handshake is None:
+            return
+        problem = self.handshake.problem(self.channel)
+        if problem:
+            self._fail(Failure(FailureKind.TLS, problem))
+        else:
+            self._start(self._dialogue.send([]))
+
+    def not_secured(self, reason: str) -> None:
+        """The handshake, or TLS after it, has failed."""
+        if self._dialogue is None:
+            self._close()
+        else:
+            self._fail(Failure(FailureKind.TLS, f"TLS with the host failed: {reason}"))
+
     # Inside
+
+    def _begin_tls(self) -> None:
+        assert self.handshake is not None
+        assert self._transport is not None
+        made = self.handshake
+        self.channel = Channel(self._transport, self, made.context, server_name=made.server_name, session=made.session)
+        self._transport = self.channel
+        self.channel.begin()
 
     def _read_unasked(self, data: bytes) -> None:
         """Bytes while no dialogue runs: the greeting may come before we listen; the reply to QUIT; else the server is
@@ -211,6 +247,8 @@ class Connection(asyncio.Protocol):
         else:
             self._set_timer(self._timeouts[step.stage])
         self._began = self._deadline
+        if step.starts_tls:
+            self._begin_tls()
 
     def _watch_sending(self) -> None:
         """Look again after a while how much was taken."""

@@ -10,7 +10,7 @@
 | RCPT | 553 without a status code, with smtp-553-means-invalid-mailbox | bounced as 5.1.1 | recipient |
 | RCPT | 4xx / 5xx | deferred / bounced | recipient |
 | greeting | 5xx, with bounce-upon-5xx-greeting | bounced | site |
-| connect, greeting, EHLO, AUTH | anything else | deferred | host: the next one is tried |
+| connect, greeting, EHLO, STARTTLS, AUTH | anything else | deferred | host: the next one is tried |
 | anywhere | too large, not to be made 7-bit, not to be named there | bounced | recipient |
 | resolve | does not exist, accepts no mail, no usable host, leads to us | bounced | site |
 | resolve | DNS trouble | deferred | site |
@@ -48,7 +48,7 @@ _SETTLED = {
     FailureKind.CONDEMNED: Outcome.BOUNCED,
     FailureKind.DELETED: Outcome.DELETED,
 }
-_HOST_STAGES = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.AUTH})
+_HOST_STAGES = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.AUTH})
 _FINAL_AT_RESOLVE = frozenset({FailureKind.NO_DOMAIN, FailureKind.NULL_MX, FailureKind.NO_HOST, FailureKind.LOOP})
 _FINAL_FOR_MESSAGE = frozenset({FailureKind.UNSENDABLE, FailureKind.TOO_BIG, FailureKind.UNCONVERTIBLE})
 

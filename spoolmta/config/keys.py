@@ -29,7 +29,12 @@ SPOOL: dict[str, Kind] = {
     "min-free-inodes": number(1000),
 }
 PICKUP: dict[str, Kind] = {"copy": choice("auto", "always", "never")}
-DNS: dict[str, Kind] = {"nameservers": values.NAMESERVERS, "allow-loopback-mx": values.FLAG}
+DNS: dict[str, Kind] = {
+    "nameservers": values.NAMESERVERS,
+    "allow-loopback-mx": values.FLAG,
+    "dnssec-trusted": values.FLAG,
+    "mta-sts-port": values.PORT,
+}
 SOURCE: dict[str, Kind] = {
     "default-virtual-mta": values.TEXT,
     "process-x-virtual-mta": values.FLAG,
@@ -104,6 +109,16 @@ DOMAIN: dict[str, Kind] = {
     "auth-username": Kind(values.read_optional_text),
     "auth-password": values.SECRET,
     "use-unencrypted-plain-auth": values.FLAG,
+    "use-starttls": values.FLAG,
+    "require-starttls": values.FLAG,
+    "smtp-tls-verify": values.FLAG,
+    "smtp-tls-min-version": choice("1.0", "1.1", "1.2", "1.3"),
+    "smtp-tls-ciphers": values.TEXT,
+    "smtp-tls-ca-file": PATH,
+    "smtp-client-certificate": PATH,
+    "reuse-ssl-session": values.FLAG,
+    "use-dane": values.FLAG,
+    "use-mta-sts": values.FLAG,
 }
 PROVIDER: dict[str, Kind] = {"mx": values.MX_PATTERNS, **DOMAIN}
 """`mx` stands only where the provider is named first, in the global tables."""
@@ -121,6 +136,7 @@ ACCT_FILE: dict[str, Kind] = {
     "records": subset("r", "d", "b", "t", "tq"),
     "move-interval": duration("1d"),
     "max-size": size(1),
+    "record-fields": values.RECORD_FIELDS,
 }
 
 TABLES: dict[str, dict[str, Kind]] = {

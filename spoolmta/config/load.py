@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, responses, values
+from spoolmta.config import files, keys, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
@@ -31,6 +31,7 @@ def load(path: str) -> Config:
     try:
         document = files.read(path, problems)
         config = _Reader(document, problems).config()
+        tls.check(config, problems)
     except RecursionError:
         raise ConfigError(f"{path}: lists or tables are nested too deeply") from None
     problems.raise_if_any()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from spoolmta.model import Answer, Failure, Reply, Stage, Struct
+from spoolmta.model import Answer, Failure, FailureKind, Reply, Stage, Struct
 
 
 class WireError(Exception):
@@ -31,11 +31,13 @@ class WireError(Exception):
 
 
 class Step(Struct, frozen=True):
-    """Send `data`, then wait for `replies` replies; `stage` says which timeout holds."""
+    """Send `data`, then wait for `replies` replies; `stage` says which timeout holds. With `starts_tls` nothing is
+    sent: the driver begins TLS, and resumes with no reply when all that follows is inside it."""
 
     data: bytes
     replies: int
     stage: Stage
+    starts_tls: bool = False
 
 
 class Capabilities(Struct, frozen=True):
@@ -82,13 +84,19 @@ Dialogue = Generator[Step, list[Reply], Any]
 
 def greet(ehlo_name: str) -> Greeting:
     """Wait for the greeting, say EHLO, or HELO where EHLO is not known. Raises Refused."""
-    stage = Stage.GREETING
     try:
-        reply = (yield Step(b"", 1, stage))[0]
-        if reply.code != 220:
-            raise Refused(Answer(stage, reply))
-        greeting = reply.text
-        stage = Stage.EHLO
+        reply = (yield Step(b"", 1, Stage.GREETING))[0]
+    except WireError as error:
+        raise Refused(Answer(Stage.GREETING, _last_word(error))) from None
+    if reply.code != 220:
+        raise Refused(Answer(Stage.GREETING, reply))
+    return (yield from say_hello(ehlo_name, reply.text))
+
+
+def say_hello(ehlo_name: str, greeting: str) -> Greeting:
+    """Say EHLO, or HELO where EHLO is not known; what the server offers from now on. Raises Refused."""
+    stage = Stage.EHLO
+    try:
         reply = (yield Step(b"EHLO " + ehlo_name.encode("ascii", "replace") + b"\r\n", 1, stage))[0]
         if 500 <= reply.code <= 502:
             reply = (yield Step(b"HELO " + ehlo_name.encode("ascii", "replace") + b"\r\n", 1, stage))[0]
@@ -97,11 +105,17 @@ def greet(ehlo_name: str) -> Greeting:
         if reply.code != 250:
             raise Refused(Answer(stage, reply))
     except WireError as error:
-        last = error.replies[-1] if error.replies else None
-        raise Refused(Answer(stage, last if last and last.code >= 400 else error.failure)) from None
+        raise Refused(Answer(stage, _last_word(error))) from None
     keywords = {}
     for line in reply.lines[1:]:
         keyword, _, parameters = line.strip().partition(" ")
         if keyword:
             keywords[keyword.upper()] = parameters
     return Capabilities(greeting, keywords)
+
+
+def _last_word(error: WireError) -> Reply | Failure:
+    """Why there is no session: the refusal with which the server left, else what went wrong. What came from a server
+    that was out of step is not used."""
+    last = error.replies[-1] if error.replies and error.failure.kind is not FailureKind.PROTOCOL else None
+    return last if last and last.code >= 400 else error.failure

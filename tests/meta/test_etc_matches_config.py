@@ -11,6 +11,7 @@ import pytest
 
 from spoolmta import config, policy
 from spoolmta.model import Config, DomainPolicy, Secret, Source, Vmta
+from tests.support.tls import Authority
 
 ETC = Path(__file__).parents[2] / "etc"
 COMMENTED = re.compile(r"^# (\[.*\]|[a-z0-9-]+ = .*)$", re.MULTILINE)
@@ -24,6 +25,9 @@ def uncommented() -> str:
 def with_everything(tmp_path: Path) -> Config:
     """The shipped configuration with every key in use that is commented out in it."""
     shutil.copytree(ETC, tmp_path / "etc")
+    authority = Authority(tmp_path)
+    shutil.copy(authority.ca, tmp_path / "etc/ca.pem")
+    shutil.copy(authority.certificate("mta.example.com"), tmp_path / "etc/client.pem")
     (tmp_path / "etc/spoolmta.toml").write_text(f"{uncommented()}\n[vmta.news]\n")
     return config.load(str(tmp_path / "etc/spoolmta.toml"))
 
@@ -66,6 +70,7 @@ def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
     examples = ("smtp_hosts", *(field for field in told if field.startswith("source_ip_")))
     told |= dict.fromkeys(examples, ()) | {"auth_username": "", "auth_password": Secret()}
+    told |= {"smtp_tls_ciphers": "", "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples too
     told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")

@@ -20,6 +20,8 @@ VOLUMES = "integration/test_limits_of_connections_and_volumes.py::"
 REPLIES = "integration/test_what_receivers_say_changes_how_we_send.py::"
 ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
+TLS = "integration/test_tls_is_as_demanded.py::"
+DANE = "integration/test_dane_and_mta_sts_protect_domains.py::"
 TOLD = "integration/test_senders_are_told.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
@@ -127,6 +129,19 @@ SCENARIOS = {
     "domain.auth-password": WIRE + "test_a_smarthost_takes_mail_after_a_login_with_auth_username_and_auth_password",
     "domain.use-unencrypted-plain-auth": WIRE
     + "test_the_password_is_shown_without_tls_only_with_use_unencrypted_plain_auth",
+    "domain.use-starttls": TLS + "test_use_starttls_decides_whether_tls_is_used_where_it_is_offered",
+    "domain.require-starttls": TLS + "test_mail_that_require_starttls_protects_waits_rather_than_going_in_the_clear",
+    "domain.smtp-tls-verify": TLS + "test_smtp_tls_verify_sends_only_to_hosts_with_a_certificate_of_smtp_tls_ca_file",
+    "domain.smtp-tls-ca-file": TLS + "test_smtp_tls_verify_sends_only_to_hosts_with_a_certificate_of_smtp_tls_ca_file",
+    "domain.smtp-tls-min-version": TLS + "test_a_version_below_smtp_tls_min_version_counts_as_no_tls",
+    "domain.smtp-tls-ciphers": TLS + "test_only_smtp_tls_ciphers_are_offered",
+    "domain.smtp-client-certificate": TLS + "test_a_receiver_that_asks_for_a_certificate_sees_smtp_client_certificate",
+    "domain.reuse-ssl-session": TLS + "test_reuse_ssl_session_decides_whether_sessions_are_resumed",
+    "domain.use-dane": DANE + "test_use_dane_sends_only_to_the_host_whose_certificate_its_tlsa_records_name",
+    "domain.use-mta-sts": DANE + "test_use_mta_sts_sends_only_to_the_hosts_that_an_enforced_policy_names",
+    "dns.dnssec-trusted": DANE + "test_a_name_server_elsewhere_is_believed_only_with_dnssec_trusted",
+    "dns.mta-sts-port": DANE + "test_use_mta_sts_sends_only_to_the_hosts_that_an_enforced_policy_names",
+    "acct-file.record-fields": TLS + "test_record_fields_add_the_columns_of_tls_and_the_others_stay_where_they_are",
     "acct-file.path": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.records": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.move-interval": SOURCES + "test_an_accounting_file_is_moved_when_it_is_old_or_large",

@@ -52,7 +52,7 @@ sys.path.insert(0, sys.argv[1])
 from spoolmta.sink import Options, Sink
 from spoolmta.testdns import DnsServer
 
-async def main(root, addresses, options, zones):
+async def main(root, addresses, options, zones, dns_address):
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
     loop.add_signal_handler(signal.SIGTERM, lambda: stop.done() or stop.set_result(None))
@@ -62,7 +62,7 @@ async def main(root, addresses, options, zones):
             json.dump(sink.stats(), file)
         os.rename(root + "/stats.new", root + "/stats.json")
     loop.add_signal_handler(signal.SIGUSR1, dump)
-    ready = {"sink": await sink.start(addresses), "dns": await dns.start("127.0.0.1:0")}
+    ready = {"sink": await sink.start(addresses), "dns": await dns.start(dns_address)}
     with open(root + "/ready.new", "w") as file:
         json.dump(ready, file)
     os.rename(root + "/ready.new", root + "/ready.json")
@@ -82,11 +82,13 @@ class World:
         path: Path,
         addresses: list[str] | None = None,
         zones: Mapping[str, Any] | None = None,
+        dns_address: str = "127.0.0.1:0",
         **options: Any,
     ) -> None:
         self.path = path
         self._addresses = addresses or ["127.0.0.2:0"]
         self._zones = zones or {}
+        self._dns_address = dns_address
         self.record_file = path / "world" / "record.jsonl"
         self._options = {"record": str(self.record_file), **options}
         self.sinks: list[str] = []
@@ -96,7 +98,7 @@ class World:
     def __enter__(self) -> World:
         folder = self.path / "world"
         folder.mkdir(parents=True, exist_ok=True)
-        arguments = json.dumps([str(folder), self._addresses, self._options, self._zones])
+        arguments = json.dumps([str(folder), self._addresses, self._options, self._zones, self._dns_address])
         with open(folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", WORLD_PROGRAM, str(ROOT), arguments], stdout=log, stderr=log

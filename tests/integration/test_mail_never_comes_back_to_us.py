@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from spoolmta.here import Here
-from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, SourceHost, Vmta
+from spoolmta.model import Config, DomainPolicy, Failure, FailureKind, Host, SourceHost, Vmta
 from spoolmta.opener import NotOpened, Opened, Opener
 from spoolmta.resolver import Resolver, Unroutable
+from spoolmta.spool.layout import Layout
 from spoolmta.testdns import DnsServer
 from tests.support.scripted import Scripted, Talk
 
@@ -41,13 +42,19 @@ def hello(talk: Talk) -> None:
     talk.accept()
 
 
+def make_opener(vmta: Vmta) -> Opener:
+    config = Config(host_name="mta.test", spool="/nonexistent", nameservers=("127.0.0.1:9",))
+    return Opener(vmta, config, random.Random(1), Layout(config.spool))
+
+
 def play(story: Callable[[DnsServer, Opener], Awaitable[None]], here: Here = HERE) -> None:
     async def run() -> None:
         server = DnsServer(ZONES)
         address = await server.start()
         try:
-            resolver = Resolver((address,), random.Random(1), patience=2.0, here=here)
-            await story(server, Opener(Vmta(name="v"), "mta.test", resolver))
+            opener = make_opener(Vmta(name="v"))
+            opener.resolver = Resolver((address,), random.Random(1), patience=2.0, here=here)
+            await story(server, opener)
         finally:
             await server.close()
 
@@ -58,7 +65,7 @@ def opened(domain: str, policy: DomainPolicy, here: Here = HERE) -> Opened | Not
     results: list[Opened | NotOpened] = []
 
     async def story(_: DnsServer, opener: Opener) -> None:
-        result = await opener.open(domain, policy, lambda: None)
+        result = await opener.open(domain, policy, (), lambda: None)
         if isinstance(result, Opened):
             result.connection.abort()
         results.append(result)
@@ -123,7 +130,7 @@ def test_ninety_hosts_that_refuse_are_as_many_attempts_as_are_allowed() -> None:
     asked: list[int] = []
 
     async def story(server: DnsServer, opener: Opener) -> None:
-        result = await opener.open("many.test", DomainPolicy(default_smtp_port=DOWN, mx_connection_attempts=3), int)
+        result = await opener.open("many.test", DomainPolicy(default_smtp_port=DOWN, mx_connection_attempts=3), (), int)
         assert isinstance(result, NotOpened)
         asked.append(sum(server.count(f"m{number}.many.test", "A") for number in range(90)))
 
@@ -145,8 +152,9 @@ def test_a_ttl_of_nothing_is_kept_for_a_while_and_one_of_a_lifetime_not_for_ever
 
 def test_sources_of_the_wrong_family_do_not_reach_a_host() -> None:
     async def story(_: DnsServer, opener: Opener) -> None:
-        six = Opener(Vmta(name="v", source_hosts=(SourceHost("::1"),)), "mta.test", opener.resolver)
-        result = await six.open("better.test", DomainPolicy(default_smtp_port=DOWN), int)
+        six = make_opener(Vmta(name="v", source_hosts=(SourceHost("::1"),)))
+        six.resolver = opener.resolver
+        result = await six.open("better.test", DomainPolicy(default_smtp_port=DOWN), ("::1",), int)
         assert isinstance(result, NotOpened)
 
     play(story)

@@ -17,7 +17,8 @@ from spoolmta.model import Config, DomainPolicy, FailureKind, Host, Recipient, R
 from spoolmta.opener import NotOpened, Opened, Opener
 from spoolmta.resolver import Resolver
 from spoolmta.sink import Options, Sink
-from spoolmta.smtp.client import Result, transaction
+from spoolmta.smtp.client import Result
+from spoolmta.smtp.transaction import transaction
 from spoolmta.spool.layout import Layout
 from tests.support.tls import Authority
 

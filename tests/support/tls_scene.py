@@ -34,7 +34,11 @@ class Scene:
         self.port = int(self.sink.addresses[0].rpartition(":")[2])
         self.serve({})
         config = Config(
-            host_name="me.test", spool=str(self.path), nameservers=(nameserver,), mta_sts_port=self.sts_port
+            host_name="me.test",
+            spool=str(self.path),
+            nameservers=(nameserver,),
+            mta_sts_port=self.sts_port,
+            allow_loopback_mx=True,
         )
         self.config = config
         self.opener = self.another_opener()

@@ -209,13 +209,13 @@ def test_a_rule_may_bounce_a_recipient_that_was_refused_for_the_time_being(syste
 
 def test_a_rule_may_bounce_all_that_waits_and_keeps_the_reply(system: tuple[World, Mta]) -> None:
     _, mta = system
-    drop(mta, "slow-1s@bounces.test", "451-4.7.77+late@bounces.test", vmta="bounces")
+    drop(mta, "slow-5s@bounces.test", "451-4.7.77+late@bounces.test", vmta="bounces")
     for number in range(5):
         drop(mta, f"{number}@bounces.test", vmta="bounces")
     mta.wait_for(lambda: all(to(mta, f"{number}@bounces.test", "b") for number in range(5)))
     rows = [row for number in range(5) for row in to(mta, f"{number}@bounces.test")]
     assert all("451 4.7.77 <451-4.7.77+late@bounces.test>" in row["dsnDiag"] for row in rows)
-    assert [row["type"] for row in to(mta, "slow-1s@bounces.test")] == ["d"]
+    assert [row["type"] for row in to(mta, "slow-5s@bounces.test")] == ["d"]
     mta.wait_for_log(r"bounces.test/bounces: 5 messages bounced")
 
 

@@ -258,11 +258,25 @@ class Vmta(Struct, frozen=True, kw_only=True):
     layers: tuple[tuple[DomainTable, ...], ...] = ()
 
 
+class Select(Struct, frozen=True, kw_only=True):
+    """One rule of `[[source.NAME.select]]`: regular expressions ("" for what is not asked) and what they select, a VMTA
+    or pool ("" for the source's default) and a priority (-1 for the source's). `match` is for the values of `header`."""
+
+    mail_from: str = ""
+    rcpt_to: str = ""
+    header: str = ""
+    match: str = ""
+    virtual_mta: str = ""
+    recipient_priority: int = -1
+
+
 class Source(Struct, frozen=True, kw_only=True):
     """How mail that arrives one way is treated. `pickup` is a folder that is scanned ("" for none);
-    `allowed_virtual_mta` empty means any."""
+    `allowed_virtual_mta` empty means any. `select` is in the order of the file."""
 
     name: str
+    select: tuple[Select, ...] = ()
+    recipient_priority: int = 50
     default_virtual_mta: str = "default"
     process_x_virtual_mta: bool = True
     process_x_job: bool = True

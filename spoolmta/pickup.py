@@ -20,7 +20,7 @@ import stat
 import time
 from collections.abc import Callable
 
-from spoolmta import accounting, disk, message, policy, record
+from spoolmta import accounting, disk, message, record, selection
 from spoolmta.arrivals import QUIET, Doorbell, Folder
 from spoolmta.control import HintWriter
 from spoolmta.errors import MessageRefused, SpoolError
@@ -293,11 +293,13 @@ class Pickup:
             data = _read_all(descriptor, status.st_size)
             try:
                 parsed = message.parse(data)
-                vmta = policy.choose_vmta(self._config, folder.source, parsed.envelope)
+                choice = selection.choose(self._config, folder.source, parsed, data)
             except MessageRefused as error:
                 return self._refuse(path, str(error))
             parsed = _without_job(parsed) if not folder.source.process_x_job else parsed
-            claimed = self._acceptor.incoming.describe(data, parsed, vmta, folder.source.name)
+            claimed = self._acceptor.incoming.describe(
+                data, parsed, choice.name, folder.source.name, priority=choice.priority
+            )
             try:
                 if not must_copy:
                     return claimed if self._acceptor.incoming.claim(path, claimed) else False

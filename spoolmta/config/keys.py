@@ -31,8 +31,17 @@ SOURCE: dict[str, Kind] = {
     "process-x-virtual-mta": values.FLAG,
     "process-x-job": values.FLAG,
     "allowed-virtual-mta": values.NAMES,
+    "recipient-priority": number(50, 0, 100),
     "pickup": PATH,
     "max-message-size": size(1),
+}
+SELECT: dict[str, Kind] = {
+    "mail-from": values.EXPRESSION,
+    "rcpt-to": values.EXPRESSION,
+    "header": values.FIELD_NAME,
+    "match": values.EXPRESSION,
+    "virtual-mta": values.TEXT,
+    "recipient-priority": number(50, 0, 100),
 }
 VMTA: dict[str, Kind] = {
     "smtp-source-host": values.SOURCE_HOSTS,
@@ -94,12 +103,17 @@ TABLES: dict[str, dict[str, Kind]] = {
     "pickup": PICKUP,
     "dns": DNS,
     "source": SOURCE,
+    "select": SELECT,
     "vmta": VMTA,
     "domain": DOMAIN,
     "provider": PROVIDER,
     "acct-file": ACCT_FILE,
 }
-TABLES_WITHIN: dict[str, tuple[str, ...]] = {"": tuple(TABLES)[1:], "vmta": ("domain", "provider")}
+TABLES_WITHIN: dict[str, tuple[str, ...]] = {
+    "": tuple(table for table in TABLES if table not in ("", "select")),
+    "vmta": ("domain", "provider"),
+    "source": ("select",),
+}
 REQUIRED: dict[str, dict[str, str]] = {
     "": {"host-name": 'host-name = "mta.example.com"'},
     "spool": {"directory": 'directory = "../spool"'},

@@ -17,7 +17,7 @@ from spoolmta.config import files, keys, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, Config, DomainTable, Setting, Source, Vmta
+from spoolmta.model import AcctFile, Config, DomainTable, Select, Setting, Source, Vmta
 
 Layer = tuple[DomainTable, ...]
 
@@ -244,6 +244,7 @@ class _Reader:
             fields = self._table(raw, path, "source")
             self._check_vmta((*path, "default-virtual-mta"), [fields.get("default_virtual_mta", "default")], vmtas)
             self._check_vmta((*path, "allowed-virtual-mta"), fields.get("allowed_virtual_mta", ()), vmtas)
+            fields["select"] = self._selects(raw.get("select", []), (*path, "select"), vmtas)
             if name == "pickup" and spool:
                 fields.setdefault("pickup", f"{spool.rstrip('/')}/pickup")
             sources[name] = Source(name=name, **fields)
@@ -257,6 +258,26 @@ class _Reader:
                     f'the sources "{other}" and "{source.name}" have the same folder, {source.pickup}',
                 )
         return sources
+
+    def _selects(self, raw: object, path: Path, vmtas: dict[str, Vmta]) -> tuple[Select, ...]:
+        if not isinstance(raw, list):
+            self._complain(path, f"a rule is written with two brackets: [[{dotted(path)}]]")
+            return ()
+        found = []
+        for number, table in enumerate(raw):
+            here = (*path, number)
+            fields = self._table(table, here, "select")
+            rule = Select(**fields)
+            written = table if isinstance(table, dict) else {}
+            if not {"mail-from", "rcpt-to", "header"} & written.keys():
+                self._complain(here, "a rule asks for something: mail-from, rcpt-to, or header and match")
+            if ("header" in written) != ("match" in written):
+                self._complain(here, "header and match belong together")
+            if not {"virtual-mta", "recipient-priority"} & written.keys():
+                self._complain(here, "a rule selects something: virtual-mta or recipient-priority")
+            self._check_vmta((*here, "virtual-mta"), [rule.virtual_mta] if rule.virtual_mta else [], vmtas)
+            found.append(rule)
+        return tuple(found)
 
     def _check_vmta(self, path: Path, names: Iterable[str], vmtas: dict[str, Vmta]) -> None:
         for name in names:
@@ -298,7 +319,7 @@ def _unknown(path: Path, value: object, table: str) -> str:
 
 def _home(table: str) -> str:
     headers = {"": "at the top of the file, before the first table", "acct-file": "into [[acct-file]]"}
-    headers |= {"domain": 'into [domain."PATTERN"]'}
+    headers |= {"domain": 'into [domain."PATTERN"]', "select": "into [[source.NAME.select]]"}
     headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "source", "provider")}
     return headers.get(table, f"into [{table}]")
 

@@ -26,6 +26,7 @@ _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in DURATIO
 _SIZE = re.compile(r"([0-9]{1,12})([bkmgt])", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,31}")
+_FIELD_NAME = re.compile(r"[!-9;-~]{1,70}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
 
 
@@ -80,6 +81,23 @@ def read_path(value: object) -> str:
         raise wrong('a path in quotes, like "../spool"', value)
     if not value.isprintable():
         raise BadValue("there are characters in the path that cannot be printed")
+    return value
+
+
+def _read_expression(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong("a regular expression in single quotes, like '^alerts@'", value)
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BadValue(f"this is not a regular expression: {error}") from None
+    return value
+
+
+def _read_field_name(value: object) -> str:
+    """The name of a header field (RFC 5322 section 2.2)."""
+    if not isinstance(value, str) or not _FIELD_NAME.fullmatch(value):
+        raise wrong('the name of a header field without its colon, like "X-Stream"', value)
     return value
 
 
@@ -386,6 +404,8 @@ def _write_host(host: Host) -> str:
 
 TEXT = Kind(_read_text)
 USER = Kind(_read_user)
+EXPRESSION = Kind(_read_expression)
+FIELD_NAME = Kind(_read_field_name)
 FLAG = Kind(_read_flag)
 HOST_NAME = Kind(read_host_name)
 SCHEDULE = Kind(_read_schedule, _write_schedule)

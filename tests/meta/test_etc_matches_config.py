@@ -32,7 +32,8 @@ def documented() -> set[str]:
     found, table = set(), ""
     for line in uncommented().splitlines():
         if header := re.fullmatch(r"\[+(.*?)\]+", line):
-            table = "domain" if "domain" in header[1] else header[1].partition(".")[0]
+            names = header[1].split(".")
+            table = next((name for name in ("domain", "select") if name in names), names[0])
         elif key := re.match(r"([a-z-]+) = ", line):
             found.add(f"{table}.{key[1]}" if table else key[1])
     return found
@@ -69,6 +70,6 @@ def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None
         assert getattr(with_everything, field) == getattr(plain, field)
     source = with_everything.sources["pickup"]
     allowed, folder = source.allowed_virtual_mta, source.pickup
-    assert source == Source(name="pickup", allowed_virtual_mta=allowed, pickup=folder)
+    assert source == Source(name="pickup", allowed_virtual_mta=allowed, pickup=folder, select=source.select)
     assert folder == f"{with_everything.spool}/pickup"
     assert with_everything.vmtas["bulk"].max_smtp_out == Vmta(name="").max_smtp_out

@@ -17,6 +17,7 @@ SOURCES = "integration/test_sources_and_accounting_follow_their_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
 ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
+SELECT = "integration/test_rules_choose_vmta_and_priority.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -36,6 +37,13 @@ SCENARIOS = {
     "source.allowed-virtual-mta": SOURCES + "test_mail_may_choose_a_vmta_that_its_source_allows",
     "source.pickup": SOURCES + "test_a_source_has_its_own_folder_and_may_ignore_what_its_mail_asks_for",
     "source.max-message-size": SOURCES + "test_a_message_above_max_message_size_is_refused",
+    "source.recipient-priority": SELECT + "test_a_message_of_a_higher_priority_overtakes_and_the_others_still_move",
+    "select.mail-from": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.rcpt-to": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.header": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.match": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.virtual-mta": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.recipient-priority": SELECT + "test_a_message_of_a_higher_priority_overtakes_and_the_others_still_move",
     "vmta.smtp-source-host": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.host-name": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.max-smtp-out": LIMITS + "test_there_are_never_more_connections_of_a_vmta_than_its_max_smtp_out",

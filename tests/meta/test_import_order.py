@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address config policy entry message bounce verdict record rate condition limits backlog site
-    sources action agenda concurrency metering sessions sites schedule lifecycle smtp.wire smtp.client""".split()
+PURE = """errors model address config policy entry message selection bounce verdict record rate condition limits backlog
+    site sources action agenda concurrency metering sessions sites schedule lifecycle smtp.wire smtp.client""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
     transport opener control""".split()
 PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()

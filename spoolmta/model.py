@@ -247,7 +247,7 @@ class SourceHost(Struct, frozen=True):
 
 class Vmta(Struct, frozen=True, kw_only=True):
     """One VirtualMTA. `max_smtp_out` 0 means no limit over all its queues. `layers` are its domain tables,
-    weak to strong: those of its policy file, then its own."""
+    weak to strong: those of its pool, those of its policy file, then its own."""
 
     name: str
     source_hosts: tuple[SourceHost, ...] = ()
@@ -258,9 +258,17 @@ class Vmta(Struct, frozen=True, kw_only=True):
     layers: tuple[tuple[DomainTable, ...], ...] = ()
 
 
+class Pool(Struct, frozen=True, kw_only=True):
+    """VMTAs among which mail is dealt out by weight. `layer` is also the weakest layer of each of its members."""
+
+    name: str
+    virtual_mta: dict[str, int] = {}
+    layer: tuple[DomainTable, ...] = ()
+
+
 class Select(Struct, frozen=True, kw_only=True):
     """One rule of `[[source.NAME.select]]`: regular expressions ("" for what is not asked) and what they select, a VMTA
-    or pool ("" for the source's default) and a priority (-1 for the source's). `match` is for the values of `header`."""
+    or pool ("" for the source's default) and a priority (-1: the source's). `match` is for the values of `header`."""
 
     mail_from: str = ""
     rcpt_to: str = ""
@@ -312,6 +320,7 @@ class Config(Struct, frozen=True, kw_only=True):
     nameservers: tuple[str, ...] = ()
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
+    pools: dict[str, Pool] = {}
     domains: tuple[DomainTable, ...] = ()
     providers: dict[str, tuple[str, ...]] = {}
     acct_files: tuple[AcctFile, ...] = ()

@@ -23,8 +23,10 @@ from collections.abc import Callable
 from spoolmta import accounting, disk, message, record, selection
 from spoolmta.arrivals import QUIET, Doorbell, Folder
 from spoolmta.control import HintWriter
+from spoolmta.dealer import Dealer
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.model import Config, Parsed
+from spoolmta.selection import Choice
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import intake
 from spoolmta.spool.intake import Acceptor, Claimed
@@ -48,6 +50,7 @@ class Pickup:
         self._config, self._layout, self._page, self._row = config, layout, page, row
         self._acceptor = Acceptor(layout, "pickup")
         self._hints = HintWriter(layout.run)
+        self._dealer = Dealer(config, layout)
         self._log = accounting.Log(config.acct_files, page, row)
         self._clock = accounting.Clock()
         self._folders = [Folder(source) for source in config.sources.values() if source.pickup]
@@ -91,6 +94,7 @@ class Pickup:
                 calm = CALM_SCANS - 1
         self._bell.ignore()
         self._log.close()
+        self._dealer.close()
         self._acceptor.close()
 
     def _rest(self) -> None:
@@ -116,6 +120,7 @@ class Pickup:
         config, self._new_config = self._new_config, None
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._config = config
+        self._dealer.reconfigure(config)
         self._log.reconfigure(config.acct_files)
         kept = {folder.path: folder for folder in self._folders}
         self._folders = []
@@ -255,11 +260,12 @@ class Pickup:
         for claimed in batch:
             envelope, name = claimed.parsed.envelope, claimed.name
             job = envelope.job if name.job != "0" else ""
+            vmta = name.pool or name.vmta  # as PowerMTA has it: what was asked for
             recipients += len(envelope.recipients)
             if wanted:
                 for recipient in envelope.recipients:
                     row = record.receipt_row(
-                        now, envelope.sender, recipient, source_type, name.vmta, job, envelope.envid, name.id
+                        now, envelope.sender, recipient, source_type, vmta, job, envelope.envid, name.id
                     )
                     self._log.write(row)
         self._row.add(Cell.ACCEPTED, recipients)
@@ -297,9 +303,7 @@ class Pickup:
             except MessageRefused as error:
                 return self._refuse(path, str(error))
             parsed = _without_job(parsed) if not folder.source.process_x_job else parsed
-            claimed = self._acceptor.incoming.describe(
-                data, parsed, choice.name, folder.source.name, priority=choice.priority
-            )
+            claimed = self._describe(data, parsed, choice, folder.source.name, now)
             try:
                 if not must_copy:
                     return claimed if self._acceptor.incoming.claim(path, claimed) else False
@@ -314,6 +318,13 @@ class Pickup:
             return claimed
         finally:
             os.close(descriptor)
+
+    def _describe(self, data: bytes, parsed: Parsed, choice: Choice, source: str, now: float) -> Claimed:
+        """Name a message, with the VMTA whose turn it is."""
+        dealt = self._dealer.deal(choice.name, {recipient.domain for recipient in parsed.envelope.recipients}, now)
+        return self._acceptor.incoming.describe(
+            data, parsed, dealt.vmta, source, pool=dealt.pool, priority=choice.priority
+        )
 
     def _fitness(self, folder: Folder, name: str, descriptor: int, status: os.stat_result, now: float) -> bool | str:
         """Whether a regular file may be taken: "" if by renaming it, why only by copying it, or False (put off), or

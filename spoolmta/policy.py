@@ -1,9 +1,10 @@
 """Which domains share a site, and what holds for a domain there.
 
-Settings come in layers, from weak to strong: the built-in defaults, the global `[domain]` and `[provider]` tables, the
-VMTA's policy file, the VMTA's own tables. A stronger layer wins whatever its pattern: a VMTA's `*` beats a global
-`example.com` (`warnings` tells where that loosens a limit). Within a layer the more specific pattern wins, setting by
-setting: `*`, the provider, then `[*.]com`, `*.com`, `[*.]example.com`, `*.example.com`, ..., `mail.example.com`.
+Settings come in layers, from weak to strong: the built-in defaults, the global `[domain]` and `[provider]` tables,
+those of the VMTA's pool, the VMTA's policy file, the VMTA's own tables. A stronger layer wins whatever its pattern: a
+VMTA's `*` beats a global `example.com` (`warnings` tells where that loosens a limit). Within a layer the more specific
+pattern wins, setting by setting: `*`, the provider, then `[*.]com`, `*.com`, `[*.]example.com`, `*.example.com`, ...,
+`mail.example.com`.
 A domain is looked up under each of these few names, so the cost does not depend on how many patterns there are.
 
 A site is what shares connections, limits and back-off state (`PolicyTable.site_of`). Its limits are those of its name:

@@ -43,7 +43,7 @@ def choose(config: Config, source: Source, parsed: Parsed, data: bytes) -> Choic
 def _wanted(config: Config, source: Source, given: str) -> str:
     """What a message asks for. Names have no upper case, so `X-Virtual-MTA: Bulk` can only mean `bulk`."""
     wanted = given.lower()
-    if wanted not in config.vmtas:
+    if wanted not in config.vmtas and wanted not in config.pools:
         raise MessageRefused(f'x-virtual-mta names the VMTA "{address.show(given)}", which does not exist')
     if source.allowed_virtual_mta and wanted not in source.allowed_virtual_mta:
         raise MessageRefused(

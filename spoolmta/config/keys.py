@@ -51,6 +51,7 @@ VMTA: dict[str, Kind] = {
     "max-smtp-data-volume-rate": rates.DATA_RATE,
     "policy": PATH,
 }
+POOL: dict[str, Kind] = {"virtual-mta": values.WEIGHTS}
 DOMAIN: dict[str, Kind] = {
     "smtp-hosts": values.HOSTS,
     "default-smtp-port": values.PORT,
@@ -105,6 +106,7 @@ TABLES: dict[str, dict[str, Kind]] = {
     "source": SOURCE,
     "select": SELECT,
     "vmta": VMTA,
+    "pool": POOL,
     "domain": DOMAIN,
     "provider": PROVIDER,
     "acct-file": ACCT_FILE,
@@ -112,11 +114,13 @@ TABLES: dict[str, dict[str, Kind]] = {
 TABLES_WITHIN: dict[str, tuple[str, ...]] = {
     "": tuple(table for table in TABLES if table not in ("", "select")),
     "vmta": ("domain", "provider"),
+    "pool": ("domain", "provider"),
     "source": ("select",),
 }
 REQUIRED: dict[str, dict[str, str]] = {
     "": {"host-name": 'host-name = "mta.example.com"'},
     "spool": {"directory": 'directory = "../spool"'},
+    "pool": {"virtual-mta": "virtual-mta = { alerts-1 = 3, alerts-2 = 1 }"},
     "acct-file": {"path": 'path = "../spool/accounting/acct.csv"'},
 }
 """The keys that have no default, with an example."""

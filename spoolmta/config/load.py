@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from spoolmta.config import files, keys, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, Config, DomainTable, Select, Setting, Source, Vmta
+from spoolmta.model import AcctFile, Config, DomainTable, Pool, Select, Setting, Source, Vmta
 
 Layer = tuple[DomainTable, ...]
 
@@ -62,10 +62,12 @@ class _Reader:
         fields.setdefault("host_name", "")
         domains = self._layer(tree, (), self._mx)
         vmtas = self._vmtas()
+        pools = self._pools(vmtas)
         config = Config(
             **fields,
-            vmtas=vmtas,
-            sources=self._sources(vmtas, spool),
+            vmtas=self._with_pools(vmtas, pools),
+            pools=pools,
+            sources=self._sources([*vmtas, *pools], spool),
             domains=domains,
             providers=self._mx,
             acct_files=self._acct_files(spool),
@@ -123,6 +125,8 @@ class _Reader:
         vmtas: dict[str, Vmta] = {}
         for name, raw in self._named("vmta"):
             path = ("vmta", name)
+            if name == "pool":
+                self._complain(path, 'a VMTA cannot be named "pool": a folder in the spool is named so')
             if _JOURNAL_NAME.fullmatch(name):
                 self._complain(path, f'a VMTA cannot be named "{name}": the journal of a process is named so')
             fields = self._table(raw, path, "vmta")
@@ -131,6 +135,33 @@ class _Reader:
             layers.append(self._layer(raw, path))
             vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
+
+    def _pools(self, vmtas: dict[str, Vmta]) -> dict[str, Pool]:
+        pools: dict[str, Pool] = {}
+        for name, raw in self._named("pool"):
+            path = ("pool", name)
+            if name in vmtas:
+                self._complain(path, f'there is a VMTA "{name}" too: VMTAs and pools share their names')
+            fields = self._table(raw, path, "pool")
+            for member in fields.get("virtual_mta", ()):
+                self._check_vmta((*path, "virtual-mta", member), [member], vmtas)
+            pools[name] = Pool(name=name, layer=self._layer(raw, path), **fields)
+        return pools
+
+    def _with_pools(self, vmtas: dict[str, Vmta], pools: dict[str, Pool]) -> dict[str, Vmta]:
+        """The VMTAs with the tables of their pools below their own."""
+        found = dict(vmtas)
+        taken: dict[str, str] = {}
+        for pool in pools.values():
+            for member in pool.virtual_mta if pool.layer else ():
+                if (other := taken.setdefault(member, pool.name)) != pool.name:
+                    first = self._document.place(("pool", other))
+                    text = f'the VMTA "{address.show(member)}" is in the pool "{other}" too ({first[0]}:{first[1]})'
+                    self._complain(("pool", pool.name), f"{text}, and both pools have domain or provider tables")
+                elif member in found:
+                    layers = (pool.layer, *found[member].layers)
+                    found[member] = msgspec.structs.replace(found[member], layers=layers)
+        return found
 
     def _policy(self, whole: str, written: str, here: Path) -> Layer:
         """The domain tables of a policy file, named at `here`."""
@@ -236,15 +267,15 @@ class _Reader:
         text = f'a domain with a dot in it is written in quotes: [{dotted(path)}."{name}"]'
         self._complain((*path, *names), text)
 
-    def _sources(self, vmtas: dict[str, Vmta], spool: str) -> dict[str, Source]:
+    def _sources(self, names: Collection[str], spool: str) -> dict[str, Source]:
         sources: dict[str, Source] = {}
         folders: dict[str, str] = {}
         for name, raw in self._named("source"):
             path = ("source", name)
             fields = self._table(raw, path, "source")
-            self._check_vmta((*path, "default-virtual-mta"), [fields.get("default_virtual_mta", "default")], vmtas)
-            self._check_vmta((*path, "allowed-virtual-mta"), fields.get("allowed_virtual_mta", ()), vmtas)
-            fields["select"] = self._selects(raw.get("select", []), (*path, "select"), vmtas)
+            self._check_vmta((*path, "default-virtual-mta"), [fields.get("default_virtual_mta", "default")], names)
+            self._check_vmta((*path, "allowed-virtual-mta"), fields.get("allowed_virtual_mta", ()), names)
+            fields["select"] = self._selects(raw.get("select", []), (*path, "select"), names)
             if name == "pickup" and spool:
                 fields.setdefault("pickup", f"{spool.rstrip('/')}/pickup")
             sources[name] = Source(name=name, **fields)
@@ -259,7 +290,7 @@ class _Reader:
                 )
         return sources
 
-    def _selects(self, raw: object, path: Path, vmtas: dict[str, Vmta]) -> tuple[Select, ...]:
+    def _selects(self, raw: object, path: Path, names: Collection[str]) -> tuple[Select, ...]:
         if not isinstance(raw, list):
             self._complain(path, f"a rule is written with two brackets: [[{dotted(path)}]]")
             return ()
@@ -275,14 +306,14 @@ class _Reader:
                 self._complain(here, "header and match belong together")
             if not {"virtual-mta", "recipient-priority"} & written.keys():
                 self._complain(here, "a rule selects something: virtual-mta or recipient-priority")
-            self._check_vmta((*here, "virtual-mta"), [rule.virtual_mta] if rule.virtual_mta else [], vmtas)
+            self._check_vmta((*here, "virtual-mta"), [rule.virtual_mta] if rule.virtual_mta else [], names)
             found.append(rule)
         return tuple(found)
 
-    def _check_vmta(self, path: Path, names: Iterable[str], vmtas: dict[str, Vmta]) -> None:
+    def _check_vmta(self, path: Path, names: Iterable[str], known: Collection[str]) -> None:
         for name in names:
-            if name not in vmtas:
-                self._complain(path, f'there is no VMTA "{address.show(name)}"' + _meant(name, vmtas))
+            if name not in known:
+                self._complain(path, f'there is no VMTA "{address.show(name)}"' + _meant(name, known))
 
     def _acct_files(self, spool: str) -> tuple[AcctFile, ...]:
         raw = self._document.tree.get("acct-file", [])
@@ -306,7 +337,7 @@ def _unknown(path: Path, value: object, table: str) -> str:
     known = [*keys.TABLES[table], *keys.TABLES_WITHIN.get(table, ())]
     if meant := _meant(key, known):
         return f"unknown key{meant}"
-    if isinstance(value, dict) and table in ("vmta", "source") and len(path) == 3:
+    if isinstance(value, dict) and table in ("vmta", "pool", "source") and len(path) == 3:
         return (
             f'unknown key; a name with a dot in it is written in quotes: [{table}."{address.show(f"{path[1]}.{key}")}"]'
         )
@@ -320,7 +351,7 @@ def _unknown(path: Path, value: object, table: str) -> str:
 def _home(table: str) -> str:
     headers = {"": "at the top of the file, before the first table", "acct-file": "into [[acct-file]]"}
     headers |= {"domain": 'into [domain."PATTERN"]', "select": "into [[source.NAME.select]]"}
-    headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "source", "provider")}
+    headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "pool", "source", "provider")}
     return headers.get(table, f"into [{table}]")
 
 

@@ -21,6 +21,8 @@ SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
 MAX_NUMBER = 10**15
 MAX_SCHEDULE = 30
 """PowerMTA's own bound on the length of a `retry-after` list."""
+MAX_WEIGHT = 1000
+"""Shares are exact after as many messages as the weights add up to: larger ones would be exact too late to matter."""
 
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in DURATION_UNITS))
 _SIZE = re.compile(r"([0-9]{1,12})([bkmgt])", re.IGNORECASE)
@@ -304,6 +306,20 @@ def read_name(text: str) -> str:
     return text
 
 
+def _read_weights(value: object) -> dict[str, int]:
+    """Members of a pool and their weights; in a list all have the same."""
+    expected = 'a table of VMTAs and weights, like { alerts-1 = 3, alerts-2 = 1 }, or a list like ["alerts-1"]'
+    if isinstance(value, list):
+        names = [_read_text(item) for item in value]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise BadValue(f"{shown(twice)} is there twice: weights are given in a table")
+        value = dict.fromkeys(names, 1)
+    if not isinstance(value, dict) or not value:
+        raise wrong(expected, value)
+    weight = number(3, 1, MAX_WEIGHT)
+    return {name: weight.read(item) for name, item in value.items()}
+
+
 def read_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return None if "%" in text else ipaddress.ip_address(text)
@@ -404,6 +420,7 @@ def _write_host(host: Host) -> str:
 
 TEXT = Kind(_read_text)
 USER = Kind(_read_user)
+WEIGHTS = Kind(_read_weights)
 EXPRESSION = Kind(_read_expression)
 FIELD_NAME = Kind(_read_field_name)
 FLAG = Kind(_read_flag)

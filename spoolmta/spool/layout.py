@@ -45,6 +45,14 @@ class Layout(Struct, frozen=True):
     def state(self, name: str) -> str:
         return f"{self.root}/state/{name}"
 
+    @property
+    def tally(self) -> str:
+        """No VMTA's state can be named so: names do not begin with a dot."""
+        return self.root + "/state/.tally"
+
+    def pool(self, name: str) -> str:
+        return f"{self.root}/state/pool/{name}"
+
     def rates(self, vmta: str) -> str:
         return f"{self.root}/rates/{vmta}"
 

@@ -57,6 +57,7 @@ def test_the_shipped_configuration_loads_and_warns_of_nothing() -> None:
 
 
 def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -> None:
+    assert set(with_everything.pools) == {"alerts"}
     assert set(with_everything.vmtas) == {"default", "bulk", "news"}
     assert policy.resolve(with_everything, "bulk", "gmail.com", "gmail.com").max_smtp_out == 10
 

@@ -18,6 +18,7 @@ WAY = "integration/test_mail_finds_its_way.py::"
 ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
 SELECT = "integration/test_rules_choose_vmta_and_priority.py::"
+POOLS = "integration/test_pools_share_mail.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -48,6 +49,7 @@ SCENARIOS = {
     "vmta.host-name": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.max-smtp-out": LIMITS + "test_there_are_never_more_connections_of_a_vmta_than_its_max_smtp_out",
     "vmta.policy": COMMANDS + "test_check_reads_included_files_and_policies_and_says_ok",
+    "pool.virtual-mta": POOLS + "test_every_member_gets_its_weight_of_the_pools_mail",
     "domain.smtp-hosts": WAY + "test_when_the_first_level_of_smtp_hosts_is_down_the_second_is_used",
     "domain.default-smtp-port": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",
     "domain.disable-mx-rollup": ROLLUP + "test_a_domain_that_is_taken_out_has_a_queue_of_its_own",

@@ -55,6 +55,10 @@ class Dealer:
         free = [self._is_free(name, member, wanted, now) for member in pool.virtual_mta]
         return Dealt(self._choose(pool, wanted, free if any(free) else [True] * len(free), now), name)
 
+    def has_other(self, pool: Pool, member: str, domain: str, now: float) -> bool:
+        """Whether a member other than this one is free for a domain."""
+        return any(other != member and self._is_free(pool.name, other, [domain], now) for other in pool.virtual_mta)
+
     def pass_on(self, pool: Pool, member: str, domain: str, now: float) -> str:
         """The member that takes a waiting message over from this one; "" if no other is free."""
         free = [other != member and self._is_free(pool.name, other, [domain], now) for other in pool.virtual_mta]

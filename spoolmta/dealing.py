@@ -13,7 +13,10 @@ gets at most so many beyond its share. Who is not free is not chosen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from spoolmta.condition import BACKOFF, FOREVER, Condition, is_over
+from spoolmta.model import Struct
 
 BACK = 100
 """Messages a member that was passed over gets back when it returns. A pause of a moment costs it nothing; after
@@ -33,6 +36,30 @@ def choose(weights: Sequence[int], owed: list[int], free: Sequence[bool]) -> int
     chosen = max((index for index in range(len(weights)) if free[index]), key=owed.__getitem__)
     owed[chosen] -= paid
     return chosen
+
+
+class Absence(Struct, frozen=True):
+    """Why a member wants no mail for a site, and until when (Unix seconds, FOREVER where the end is not known).
+    `is_probed`: only an answer to a message, or a person, can end it."""
+
+    reason: str
+    until: float = FOREVER
+    is_probed: bool = False
+
+
+def absence(condition: Condition, addresses: Collection[str], now: float) -> Absence | None:
+    """Whether a VMTA with these source addresses is to be passed over where its site is in this condition. What is
+    over by now counts for nothing, also where nobody has looked at the condition since."""
+    if condition.paused is not None and not is_over(condition.paused.until, now):
+        return Absence(f"paused: {condition.paused.reason}", condition.paused.until)
+    ends = [hold.until for address, hold in condition.disabled.items() if address in addresses]
+    if addresses and len(ends) == len(addresses) and not any(is_over(end, now) for end in ends):
+        return Absence(
+            "all source addresses are disabled", min((end for end in ends if end != FOREVER), default=FOREVER)
+        )
+    if condition.mode == BACKOFF and not is_over(condition.mode_until, now):
+        return Absence(f"backoff: {condition.mode_reason}", condition.mode_until, condition.mode_until == FOREVER)
+    return None
 
 
 def _balance(owed: list[int], most: int) -> None:

@@ -291,15 +291,18 @@ class Supervisor:
                 how,
                 max(0.0, health.restart_at - now),
             )
-        if child.role == PICKUP:
+        vmta = child.role.partition("/")[2]
+        if child.role != PICKUP:
+            self._put_to_sleep(vmta, clean)
+        if child.role == PICKUP or (
+            not clean and any(vmta in pool.virtual_mta for pool in self._config.pools.values())
+        ):
             self._make_up_for_lost_hints()
-        else:
-            self._put_to_sleep(child.role.partition("/")[2], clean)
 
     def _make_up_for_lost_hints(self) -> None:
-        """An intake process may have died between putting mail into the queue and telling of it: let all look."""
+        """A process may have died between putting mail into another's queue and telling of it: let all look."""
         self._find_mail()
-        for role in self._roles:
+        for role in self._roles.keys() - {PICKUP}:
             with contextlib.suppress(BlockingIOError):  # so full of hints that the next slow scan has to do
                 os.write(self._fifos[role.partition("/")[2]], f"{control.SCAN}\n".encode())
 

@@ -35,7 +35,7 @@ class Tally:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._lock = -1
         self._inode = self._slots = 0
         self._numbers = memoryview(b"").cast("q")
         self._loose: dict[int, list[int]] = {}
@@ -45,11 +45,14 @@ class Tally:
 
     def close(self) -> None:
         """The mapping goes with the process."""
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else counts meanwhile."""
+        """Nobody else counts meanwhile. Raises OSError where the lock's file is missing and cannot be made."""
+        if self._lock < 0:
+            self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         with disk.locked(self._lock):
             try:
                 is_current = os.stat(self._path).st_ino == self._inode

@@ -15,7 +15,7 @@ PURE = """errors model address config policy entry message selection bounce verd
     smtp.client""".split()
 INPUT_OUTPUT = """disk shared tally journal spool.layout markers spool.intake spool.partition spool.audit accounting
     resolver transport opener control dealer""".split()
-PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()
+PROCESSES = "process state arrivals ledger standing pickup delivery supervisor".split()
 TOOLS = "sink_script sink_session sink testdns demo".split()
 FACE = "cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]

@@ -177,6 +177,15 @@ class Host(Struct, frozen=True):
     port: int = 0
 
 
+class WarmUp(Struct, frozen=True):
+    """A plan for a new address: on the first day `start` (days since 1970-01-01, local) `plan[0]` messages, and so on;
+    what is over goes to the VMTA `overflow`. There is no limit behind the plan's end, and no plan where it is empty."""
+
+    start: int = 0
+    plan: tuple[int, ...] = ()
+    overflow: str = ""
+
+
 class DomainPolicy(Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
@@ -216,6 +225,8 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     retry_recipients_after: tuple[float, ...] = (600.0,)
     bounce_after: float = 388_800.0
     connection_idle_timeout: float = 0.0
+    max_cold_virtual_mta_msg: tuple[int, ...] = ()
+    warm_up: WarmUp = WarmUp()
     connect_timeout: float = 120.0
     smtp_greeting_timeout: float = 300.0
     data_send_timeout: float = 180.0
@@ -255,6 +266,7 @@ class Vmta(Struct, frozen=True, kw_only=True):
     max_smtp_out: int = 0
     max_smtp_msg_rate: Rate = UNLIMITED
     max_smtp_data_volume_rate: Rate = UNLIMITED
+    cold_virtual_mta: tuple[str, ...] = ()
     layers: tuple[tuple[DomainTable, ...], ...] = ()
 
 

@@ -25,8 +25,8 @@ from spoolmta.arrivals import QUIET, Doorbell, Folder
 from spoolmta.control import HintWriter
 from spoolmta.dealer import Dealer
 from spoolmta.errors import MessageRefused, SpoolError
+from spoolmta.mailhosts import MailHosts
 from spoolmta.model import Config, Parsed
-from spoolmta.selection import Choice
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import intake
 from spoolmta.spool.intake import Acceptor, Claimed
@@ -50,7 +50,8 @@ class Pickup:
         self._config, self._layout, self._page, self._row = config, layout, page, row
         self._acceptor = Acceptor(layout, "pickup")
         self._hints = HintWriter(layout.run)
-        self._dealer = Dealer(config, layout)
+        self._mail_hosts = MailHosts(config.nameservers)
+        self._dealer = Dealer(config, layout, lambda domain: self._mail_hosts.of(domain))
         self._log = accounting.Log(config.acct_files, page, row)
         self._clock = accounting.Clock()
         self._folders = [Folder(source) for source in config.sources.values() if source.pickup]
@@ -95,6 +96,7 @@ class Pickup:
         self._bell.ignore()
         self._log.close()
         self._dealer.close()
+        self._mail_hosts.close()
         self._acceptor.close()
 
     def _rest(self) -> None:
@@ -121,6 +123,8 @@ class Pickup:
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._config = config
         self._dealer.reconfigure(config)
+        self._mail_hosts.close()
+        self._mail_hosts = MailHosts(config.nameservers)
         self._log.reconfigure(config.acct_files)
         kept = {folder.path: folder for folder in self._folders}
         self._folders = []
@@ -303,28 +307,44 @@ class Pickup:
             except MessageRefused as error:
                 return self._refuse(path, str(error))
             parsed = _without_job(parsed) if not folder.source.process_x_job else parsed
-            claimed = self._describe(data, parsed, choice, folder.source.name, now)
+            dealt = self._dealer.deal(choice.name, {recipient.domain for recipient in parsed.envelope.recipients}, now)
+            is_taken = False
             try:
-                if not must_copy:
-                    return claimed if self._acceptor.incoming.claim(path, claimed) else False
-            except OSError as error:
-                if error.errno != errno.EXDEV or self._config.copy == "never":
-                    raise
-            if not _may_remove(folder.path, status):
-                self._leave_alone(folder, name, "it could be copied, but not removed from its folder")
-                return False
-            self._acceptor.incoming.write(data, claimed, path, status)
-            copied.append(path)
-            return claimed
+                claimed = self._acceptor.incoming.describe(
+                    data, parsed, dealt.vmta, folder.source.name, pool=dealt.pool, priority=choice.priority
+                )
+                is_taken = self._bring_in(folder, path, data, claimed, status, must_copy, copied)
+            finally:
+                if not is_taken:
+                    self._dealer.take_back(dealt, now)
+            return claimed if is_taken else False
         finally:
             os.close(descriptor)
 
-    def _describe(self, data: bytes, parsed: Parsed, choice: Choice, source: str, now: float) -> Claimed:
-        """Name a message, with the VMTA whose turn it is."""
-        dealt = self._dealer.deal(choice.name, {recipient.domain for recipient in parsed.envelope.recipients}, now)
-        return self._acceptor.incoming.describe(
-            data, parsed, dealt.vmta, source, pool=dealt.pool, priority=choice.priority
-        )
+    def _bring_in(
+        self,
+        folder: Folder,
+        path: str,
+        data: bytes,
+        claimed: Claimed,
+        status: os.stat_result,
+        must_copy: bool,
+        copied: list[str],
+    ) -> bool:
+        """Claim a file, or copy it where it cannot be claimed (then its path is put into `copied`). False if it is gone
+        or must stay."""
+        try:
+            if not must_copy:
+                return self._acceptor.incoming.claim(path, claimed)
+        except OSError as error:
+            if error.errno != errno.EXDEV or self._config.copy == "never":
+                raise
+        if not _may_remove(folder.path, status):
+            self._leave_alone(folder, os.path.basename(path), "it could be copied, but not removed from its folder")
+            return False
+        self._acceptor.incoming.write(data, claimed, path, status)
+        copied.append(path)
+        return True
 
     def _fitness(self, folder: Folder, name: str, descriptor: int, status: os.stat_result, now: float) -> bool | str:
         """Whether a regular file may be taken: "" if by renaming it, why only by copying it, or False (put off), or

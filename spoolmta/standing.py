@@ -24,6 +24,7 @@ from spoolmta.model import Config, Pool
 from spoolmta.schedule import Scheduler
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition
+from spoolmta.warming import Hosts
 
 log = logging.getLogger("spoolmta")
 
@@ -41,7 +42,7 @@ class Standing:
         self._layout, self._scheduler, self._partition = layout, scheduler, partition
         self._vmta = partition.vmta
         self._hints = HintWriter(layout.run)
-        self._dealer = Dealer(config, layout)
+        self._dealer = Dealer(config, layout, self._hosts_of)
         self._left = {pool: markers.read(layout, pool, self._vmta) for pool in markers.pools_of(layout, self._vmta)}
         self._is_told = False
         self.reconfigure(config)
@@ -76,6 +77,11 @@ class Standing:
                 log.error("%s: the other members of its pools cannot be told: %s", self._vmta, error)
             self._is_told = True
             return False
+
+    def _hosts_of(self, domain: str) -> Hosts:
+        """The mail hosts of a domain, as the scheduler was told them."""
+        queue = self._scheduler.queues.get(domain)
+        return queue.group.hosts if queue is not None and queue.group is not None else None
 
     def _mark(self, absences: dict[str, Absence], now: float) -> None:
         names = {pool.name for pool in self._pools}
@@ -124,10 +130,12 @@ class Standing:
             return 0
         hints: dict[str, list[str]] = {}
         for name in self._scheduler.withdraw(domain, meant.__contains__):
-            target = self._dealer.pass_on(pool, self._vmta, domain, now)
-            if target and self._partition.hand_over(domain, name, target):
-                hints.setdefault(target, []).append(f"{domain}/{'cur' if ':' in name else 'new'}/{name}")
+            dealt = self._dealer.pass_on(pool, self._vmta, domain, now)
+            if dealt is not None and self._partition.hand_over(domain, name, dealt.vmta):
+                hints.setdefault(dealt.vmta, []).append(f"{domain}/{'cur' if ':' in name else 'new'}/{name}")
             else:
+                if dealt is not None:
+                    self._dealer.take_back(dealt, now)
                 self._scheduler.add(domain, name, entry.state(name)[1], now)
         for target, lines in hints.items():
             self._hints.send(target, lines)

@@ -6,7 +6,7 @@ of `model`.
 
 from __future__ import annotations
 
-from spoolmta.config import rates, values
+from spoolmta.config import plans, rates, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
@@ -49,6 +49,8 @@ VMTA: dict[str, Kind] = {
     "max-smtp-out": number(200),
     "max-smtp-msg-rate": rates.RATE,
     "max-smtp-data-volume-rate": rates.DATA_RATE,
+    "cold-virtual-mta": values.NAMES,
+    "warm-up": plans.WARM_UP,
     "policy": PATH,
 }
 POOL: dict[str, Kind] = {"virtual-mta": values.WEIGHTS}
@@ -84,6 +86,8 @@ DOMAIN: dict[str, Kind] = {
     "retry-recipients-after": values.SCHEDULE,
     "bounce-after": duration("4d12h"),
     "connection-idle-timeout": duration("5s", is_zero_allowed=True, most=600),
+    "max-cold-virtual-mta-msg": plans.PER_DAY,
+    "warm-up": plans.WARM_UP,
     "connect-timeout": duration("2m"),
     "smtp-greeting-timeout": duration("5m"),
     "data-send-timeout": duration("3m"),

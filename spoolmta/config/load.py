@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, values
+from spoolmta.config import files, keys, plans, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
@@ -63,6 +63,7 @@ class _Reader:
         domains = self._layer(tree, (), self._mx)
         vmtas = self._vmtas()
         pools = self._pools(vmtas)
+        self._check_warming(vmtas, [*domains, *(table for pool in pools.values() for table in pool.layer)])
         config = Config(
             **fields,
             vmtas=self._with_pools(vmtas, pools),
@@ -132,6 +133,9 @@ class _Reader:
             fields = self._table(raw, path, "vmta")
             policy = fields.pop("policy", "")
             layers = [self._policy(policy, raw["policy"], (*path, "policy"))] if policy else []
+            if warm_up := fields.pop("warm_up", None):
+                setting = Setting(warm_up, *self._document.place((*path, "warm-up")))
+                layers.append((DomainTable("*", {"warm_up": setting}),))
             layers.append(self._layer(raw, path))
             vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
@@ -162,6 +166,20 @@ class _Reader:
                     layers = (pool.layer, *found[member].layers)
                     found[member] = msgspec.structs.replace(found[member], layers=layers)
         return found
+
+    def _check_warming(self, vmtas: dict[str, Vmta], shared: Iterable[DomainTable]) -> None:
+        """Cold VMTAs and those that take what is over must be there, and mail must not go round between them."""
+        for table in shared:
+            if found := table.settings.get("warm_up"):
+                text = "a plan is for one VMTA: it belongs into [vmta.NAME], its tables or its policy file"
+                self._problems.add((found.file, found.line), ("warm-up",), text)
+        for vmta in vmtas.values():
+            path = ("vmta", vmta.name, "cold-virtual-mta")
+            self._check_vmta(path, vmta.cold_virtual_mta, vmtas)
+            if vmta.name in vmta.cold_virtual_mta:
+                self._complain(path, "a VMTA cannot be its own cold one")
+        for place, text in plans.wrong_overflows(vmtas):
+            self._problems.add(place, ("warm-up",), text)
 
     def _policy(self, whole: str, written: str, here: Path) -> Layer:
         """The domain tables of a policy file, named at `here`."""

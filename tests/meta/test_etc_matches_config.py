@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from spoolmta import config, policy
-from spoolmta.model import Config, DomainPolicy, Source, Vmta
+from spoolmta.model import Config, DomainPolicy, Source, Vmta, WarmUp
 
 ETC = Path(__file__).parents[2] / "etc"
 COMMENTED = re.compile(r"^# (\[.*\]|[a-z-]+ = .*)$", re.MULTILINE)
@@ -65,6 +65,7 @@ def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
     told |= {"smtp_hosts": (), "connection_idle_timeout": 0.0}  # an example, and the one that is set on purpose
+    told |= {"max_cold_virtual_mta_msg": (), "warm_up": WarmUp()}  # an example, and what is never global
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")
     for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy"):

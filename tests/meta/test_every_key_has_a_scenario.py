@@ -19,6 +19,7 @@ ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
 SELECT = "integration/test_rules_choose_vmta_and_priority.py::"
 POOLS = "integration/test_pools_share_mail.py::"
+WARMING = "integration/test_addresses_warm_up.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -49,6 +50,10 @@ SCENARIOS = {
     "vmta.host-name": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.max-smtp-out": LIMITS + "test_there_are_never_more_connections_of_a_vmta_than_its_max_smtp_out",
     "vmta.policy": COMMANDS + "test_check_reads_included_files_and_policies_and_says_ok",
+    "vmta.cold-virtual-mta": WARMING + "test_the_first_messages_of_a_day_go_to_the_cold_vmtas_in_turn",
+    "vmta.warm-up": WARMING + "test_what_is_over_the_plan_of_a_vmta_goes_to_its_overflow_also_after_a_kill",
+    "domain.max-cold-virtual-mta-msg": WARMING + "test_the_first_messages_of_a_day_go_to_the_cold_vmtas_in_turn",
+    "domain.warm-up": WARMING + "test_the_domains_of_a_provider_share_its_plan",
     "pool.virtual-mta": POOLS + "test_every_member_gets_its_weight_of_the_pools_mail",
     "domain.smtp-hosts": WAY + "test_when_the_first_level_of_smtp_hosts_is_down_the_second_is_used",
     "domain.default-smtp-port": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",

@@ -11,10 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
 PURE = """errors model address config policy entry message selection bounce verdict record rate condition limits backlog
-    dealing site sources action agenda concurrency metering sessions sites schedule lifecycle smtp.wire
+    dealing warming site sources action agenda concurrency metering sessions sites schedule lifecycle smtp.wire
     smtp.client""".split()
 INPUT_OUTPUT = """disk shared tally journal spool.layout markers spool.intake spool.partition spool.audit accounting
-    resolver transport opener control dealer""".split()
+    resolver transport opener control mailhosts dealer""".split()
 PROCESSES = "process state arrivals ledger standing pickup delivery supervisor".split()
 TOOLS = "sink_script sink_session sink testdns demo".split()
 FACE = "cli __main__".split()

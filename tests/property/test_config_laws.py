@@ -13,7 +13,7 @@ from spoolmta import config
 from spoolmta.config import lines
 from spoolmta.config.keys import DOMAIN
 from spoolmta.errors import ConfigError
-from spoolmta.model import Config, DomainPolicy, Host, Rate
+from spoolmta.model import Config, DomainPolicy, Host, Rate, WarmUp
 
 BASE = 'host-name = "mta.example.com"\nspool = { directory = "spool" }\n'
 
@@ -62,6 +62,10 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "max_msg_rate": rates,
     "retry_after": schedules,
     "retry_recipients_after": schedules,
+    "max_cold_virtual_mta_msg": st.lists(st.integers(0, 10**9), min_size=1, max_size=9).map(tuple),
+    "warm_up": st.builds(
+        WarmUp, st.integers(-700_000, 2_000_000), st.lists(st.integers(0, 10**9), min_size=1).map(tuple), st.just("a.b")
+    ),
     "connection_idle_timeout": st.integers(0, 600).map(float),
 }
 settled = st.sampled_from(DomainPolicy.__struct_fields__).flatmap(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import msgspec
 
@@ -71,6 +72,12 @@ def pools_of(layout: Layout, member: str) -> list[str]:
     return [pool for pool in _names(layout.path("state", "pool")) if _names(f"{layout.pool(pool)}/{member}")]
 
 
+def members(layout: Layout) -> set[str]:
+    """Everybody who has left markers. One that sleeps must look whether they still hold: mail is kept from it."""
+    pools = _names(layout.path("state", "pool"))
+    return {member for pool in pools for member in _names(layout.pool(pool)) if _names(f"{layout.pool(pool)}/{member}")}
+
+
 def _names(folder: str) -> list[str]:
     try:
         return [name for name in os.listdir(folder) if not name.endswith(".new")]
@@ -85,15 +92,23 @@ def _file(site: str) -> str:
     return hashlib.blake2b(site.encode(), digest_size=16).hexdigest()
 
 
+class _Page(Struct):
+    """What was read of a member's markers, when (by the caller's clock), and how old the folder was then."""
+
+    at: float
+    changed: int
+    by_domain: dict[str, Marker]
+
+
 class Board:
     """The markers of pools, as read not longer than FRESH ago."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._read: dict[tuple[str, str], tuple[float, dict[str, Marker]]] = {}
+        self._pages: dict[tuple[str, str], _Page] = {}
 
     def __repr__(self) -> str:
-        return f"Board({self._read})"
+        return f"Board({self._pages})"
 
     def standing_against(self, pool: str, member: str, domains: list[str], now: float) -> Marker | None:
         """A marker that a member has left for one of these domains and that holds. One that is not probed rather than
@@ -105,10 +120,20 @@ class Board:
         return min((marker for marker in found if marker.holds(now)), key=lambda m: m.is_probed, default=None)
 
     def _of(self, pool: str, member: str, now: float) -> dict[str, Marker]:
-        at, by_domain = self._read.get((pool, member), (-FRESH, {}))
-        if not 0 <= now - at < FRESH:
-            by_domain = {}
-            for site, marker in read(self._layout, pool, member).items():
-                by_domain |= dict.fromkeys((site, *marker.domains), marker)
-            self._read[pool, member] = now, by_domain
+        page = self._pages.get((pool, member))
+        if page is not None and 0 <= now - page.at < FRESH:
+            return page.by_domain
+        try:
+            changed = os.stat(f"{self._layout.pool(pool)}/{member}").st_mtime_ns
+        except FileNotFoundError:
+            changed = 0
+        if page is not None and page.changed == changed:
+            page.at = now
+            return page.by_domain
+        by_domain: dict[str, Marker] = {}
+        for site, marker in read(self._layout, pool, member).items() if changed else ():
+            by_domain |= dict.fromkeys((site, *marker.domains), marker)
+        # The kernel's clock for files moves in steps: what was changed just now may change again at the same time.
+        is_settled = time.time_ns() - changed > 100_000_000
+        self._pages[pool, member] = _Page(now, changed if is_settled else -1, by_domain)
         return by_domain

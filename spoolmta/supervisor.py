@@ -21,7 +21,20 @@ from typing import Any
 
 import setproctitle
 
-from spoolmta import __version__, accounting, config, control, delivery, disk, lifecycle, pickup, policy, process, state
+from spoolmta import (
+    __version__,
+    accounting,
+    config,
+    control,
+    delivery,
+    disk,
+    lifecycle,
+    markers,
+    pickup,
+    policy,
+    process,
+    state,
+)
 from spoolmta.errors import ConfigError, UnavailableError
 from spoolmta.lifecycle import Health
 from spoolmta.model import Config
@@ -330,10 +343,13 @@ class Supervisor:
             self._sleepers.unregister(self._fifos[vmta])
 
     def _find_mail(self) -> None:
-        """At start (and after a reload) wake the VMTAs that have mail; tell of mail whose VMTA is not configured."""
+        """At start (and after a reload) wake the VMTAs that have mail, or markers that may not hold any more; tell of
+        mail whose VMTA is not configured."""
         self._orphaned = []
+        marked = markers.members(self._layout)
         for name in sorted(os.listdir(self._layout.queue)):
-            if not _holds_mail(f"{self._layout.queue}/{name}"):
+            is_marked = name in marked and name in self._config.vmtas
+            if not is_marked and not _holds_mail(f"{self._layout.queue}/{name}"):
                 continue
             if name in self._config.vmtas:
                 if f"deliver/{name}" not in self._roles:

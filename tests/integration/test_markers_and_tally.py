@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from spoolmta import markers
+from spoolmta import config, markers
+from spoolmta.dealer import Dealer
 from spoolmta.markers import Board, Marker
 from spoolmta.spool.layout import prepare
 from spoolmta.tally import FIRST_SLOTS, KEEP, LAST_DAY, NUMBER, Tally
@@ -114,3 +115,29 @@ def test_a_marker_whose_time_is_over_and_what_is_no_marker_count_for_nothing(spo
     assert set(markers.read(layout, "p", "a")) == {"b.test", long}
     assert markers.pools_of(layout, "a") == ["p"]
     assert markers.pools_of(layout, "b") == []
+
+
+def test_a_member_that_only_a_delivery_brings_back_gets_a_message_a_minute(spool: Path) -> None:
+    layout = prepare(str(spool))
+    file = spool.parent / "spoolmta.toml"
+    file.write_text(
+        'host-name = "a.b"\nspool = { directory = "spool" }\n[vmta.a]\n[vmta.b]\n[pool.p]\nvirtual-mta = ["a", "b"]\n'
+    )
+    one = Dealer(config.load(str(file)), layout, lambda _: None)
+    markers.leave(layout, "p", "a", Marker("b.test", "backoff: 421", since=1000.0, is_probed=True))
+    found = [one.deal("p", ["b.test"], 1000.0 + second / 4).vmta for second in range(4 * 200)]
+    assert found.count("a") == 3
+    assert [found.index("a"), *(4 * 60 * number for number in (2, 3))] == [240, 480, 720]
+    markers.leave(layout, "p", "a", Marker("b.test", "paused", since=1000.0))
+    assert {one.deal("p", ["b.test"], 2000.0 + second).vmta for second in range(200)} == {"b"}
+    one.close()
+
+
+def test_a_marker_that_changes_again_and_again_is_seen_each_time(spool: Path) -> None:
+    layout = prepare(str(spool))
+    board = Board(layout)
+    for number in range(50):
+        markers.leave(layout, "p", "a", Marker(f"{number}.test", "paused"))
+        assert board.standing_against("p", "a", [f"{number}.test"], 10.0 * number) is not None
+        markers.take_away(layout, "p", "a", f"{number}.test")
+        assert board.standing_against("p", "a", [f"{number}.test"], 10.0 * number + 5) is None

@@ -17,7 +17,7 @@ import time
 
 from spoolmta import disk
 from spoolmta.errors import SpoolError
-from spoolmta.model import AcctFile, Struct
+from spoolmta.model import MORE_COLUMNS, AcctFile, Struct
 from spoolmta.shared import Cell, Page, Row
 
 DELIVERY_COLUMNS = (
@@ -35,16 +35,25 @@ COLUMNS = {
     "tq": QUEUE_COLUMNS,
     "r": RECEIPT_COLUMNS,
 }
-"""The columns of each record type. The first value of a row is the type."""
+"""The usual columns of each record type. A row's first value is its type; the values of MORE_COLUMNS are behind."""
 
+USUAL: dict[str, tuple[str, ...]] = {}
 RESERVE = 1 << 20
 
 
-def header(records: tuple[str, ...]) -> list[str]:
-    """The columns of a file with these record types: those of `d`, `b`, `t` keep their place, others follow."""
+def fields_of(record: str, fields: dict[str, tuple[str, ...]]) -> list[str]:
+    """The columns of one record type where `record-fields` says so: the usual ones, and more by name."""
+    return [*COLUMNS[record], *fields.get(record, ())[1:]]
+
+
+def header(records: tuple[str, ...], fields: dict[str, tuple[str, ...]] = USUAL) -> list[str]:
+    """The columns of a file with these record types: those of `d`, `b`, `t` keep their place, others follow, and
+    those that were asked for by name come last."""
     columns: dict[str, None] = {}
     for record in sorted(records, key=lambda record: list(COLUMNS).index(record)):
         columns.update(dict.fromkeys(COLUMNS[record]))
+    for record in records:
+        columns.update(dict.fromkeys(fields_of(record, fields)))
     return list(columns)
 
 
@@ -82,12 +91,14 @@ class Clock:
 
 
 class _Target(Struct):
-    """One open accounting file and how each record type fits its header."""
+    """One open accounting file and how each record type fits its header: `own` is how many values go to the first
+    columns as they are; where that is not all that is wanted, `places` says for each column which value it takes (or
+    -1). Both in one look-up a row."""
 
     path: str
     file: disk.AppendFile
-    places: dict[str, list[int] | None]
-    width: dict[str, int]
+    places: dict[str, tuple[int, list[int] | None]]
+    columns: list[str]
     lines: list[str]
 
 
@@ -122,15 +133,15 @@ class Log:
         return targets
 
     def _open_one(self, file: AcctFile) -> _Target:
-        make(file)
-        columns = header(file.records)
-        places: dict[str, list[int] | None] = {}
-        width = {}
+        appended, columns = _open_with_header(file)
+        places: dict[str, tuple[int, list[int] | None]] = {}
         for record in file.records:
-            own = COLUMNS[record]
-            places[record] = None if columns[: len(own)] == own else [columns.index(name) for name in own]
-            width[record] = len(columns)
-        return _Target(file.path, disk.AppendFile(file.path, RESERVE, shared=True), places, width, [])
+            own = fields_of(record, file.record_fields)
+            all_there = [*COLUMNS[record], *MORE_COLUMNS.get(record, ())]
+            is_plain = columns[: len(own)] == own == all_there[: len(own)]
+            sources = [all_there.index(name) if name in own else -1 for name in columns]
+            places[record] = len(own), None if is_plain else sources
+        return _Target(file.path, appended, places, columns, [])
 
     def _opened(self) -> None:
         self._wanted = frozenset(record for file in self._files for record in file.records)
@@ -141,20 +152,19 @@ class Log:
         return record in self._wanted
 
     def write(self, values: list[str]) -> None:
-        """Collect one row: the values of COLUMNS[values[0]], in order."""
+        """Collect one row: the values of COLUMNS[values[0]], and of MORE_COLUMNS, in order."""
         record = values[0]
         self.is_dirty = True
         for target in self._targets:
             if record not in target.places:
                 continue
-            places, width = target.places[record], target.width[record]
+            own, places = target.places[record]
             if places is None:
-                missing = width - len(values)
-                cells = values + [""] * missing if missing else values
+                cells = values[:own]
+                if own < len(target.columns):
+                    cells += [""] * (len(target.columns) - own)
             else:
-                cells = [""] * width
-                for place, value in zip(places, values, strict=True):
-                    cells[place] = value
+                cells = [values[place] if place >= 0 else "" for place in places]
             target.lines.append(csv_line(cells))
 
     def flush(self) -> None:
@@ -197,18 +207,32 @@ class Log:
 
     def _switch(self, files: tuple[AcctFile, ...]) -> None:
         """Open these, then close the others, whose rows a later `sync` would not reach any more."""
-        lines = {target.path: target.lines for target in self._targets}
         targets = self._open(files)
+        try:
+            self._hand_over(targets)
+        except SpoolError:
+            for target in targets:
+                target.file.close()
+            raise
         old, self._targets = self._targets, targets
         self._files = files
-        for target in targets:
-            target.lines = lines.get(target.path, [])
         for target in old:
             try:
                 target.file.sync()
             finally:
                 target.file.close()
         self._opened()
+
+    def _hand_over(self, targets: list[_Target]) -> None:
+        """What was collected goes on in the new file of the same path; into the old one if they have other columns."""
+        fresh = {target.path: target for target in targets}
+        for target in self._targets:
+            successor = fresh.get(target.path)
+            if successor is not None and successor.columns == target.columns:
+                successor.lines = target.lines
+            elif successor is not None and target.lines:
+                lines, target.lines = target.lines, []
+                target.file.append("".join(lines).encode("utf-8", "replace"))
 
     def sync(self) -> None:
         """Make all rows durable."""
@@ -223,6 +247,28 @@ class Log:
         for target in self._targets:
             target.file.close()
         self._targets = []
+
+
+def _open_with_header(file: AcctFile) -> tuple[disk.AppendFile, list[str]]:
+    """The open file and the columns it has: a file that was begun under another configuration keeps its header until it
+    is rotated, and rows must fit it."""
+    while True:
+        make(file)
+        appended = disk.AppendFile(file.path, RESERVE, shared=True)
+        columns = _columns_in(file)
+        if appended.is_at(file.path):
+            return appended, columns
+        appended.close()  # rotated just now
+
+
+def _columns_in(file: AcctFile) -> list[str]:
+    """The columns in a file's header; those it should have where it has none."""
+    try:
+        with open(file.path, encoding="utf-8", errors="replace", newline="") as stream:
+            first = stream.readline(65_536)
+    except FileNotFoundError:
+        first = ""
+    return first.rstrip("\r\n").split(",") if first.startswith("type,") else header(file.records, file.record_fields)
 
 
 def make(file: AcctFile) -> None:
@@ -242,7 +288,7 @@ def make(file: AcctFile) -> None:
 def _write_header(file: AcctFile) -> str:
     temporary = f"{file.path}.making.{os.getpid()}"
     disk.remove(temporary)
-    disk.write_new(temporary, csv_line(header(file.records)).encode())
+    disk.write_new(temporary, csv_line(header(file.records, file.record_fields)).encode())
     return temporary
 
 
@@ -264,12 +310,14 @@ def _mend(path: str) -> None:
 
 
 class Rotation:
-    """The supervisor's side: makes files, sees when they are due, rotates them, finishes when all writers moved on."""
+    """The supervisor's side: makes files, sees when they are due (also where the columns have changed), rotates them,
+    finishes when all writers moved on."""
 
     def __init__(self, files: tuple[AcctFile, ...], now: float) -> None:
         self._files = files
         self._pending: list[tuple[str, str]] = []
         self._since = dict.fromkeys((file.path for file in files), now)
+        self._outdated: set[str] = set()
         for file in files:
             try:
                 make(file)
@@ -282,6 +330,8 @@ class Rotation:
                     os.unlink(rotating)  # a crash before the new file was in place: nothing was rotated
                 else:
                     self._pending.append((rotating, self._final_name(file.path, now)))
+            if _columns_in(file) != header(file.records, file.record_fields):
+                self._outdated.add(file.path)
             # A file begun before we were started is as old as its last row says: yesterday's is rotated now.
             self._since[file.path] = min(now, os.path.getmtime(file.path))
 
@@ -300,7 +350,9 @@ class Rotation:
             except FileNotFoundError:
                 found.append(file)
                 continue
-            if (now - began >= file.move_interval or other_day or size > file.max_size) and self._has_rows(file, size):
+            if file.path in self._outdated or (
+                (now - began >= file.move_interval or other_day or size > file.max_size) and self._has_rows(file, size)
+            ):
                 found.append(file)
         return found
 
@@ -317,6 +369,7 @@ class Rotation:
             except FileNotFoundError:
                 pass  # taken away by somebody: a new one, for all writers
             os.rename(fresh, file.path)
+            self._outdated.discard(file.path)
             self._since[file.path] = now
         page.next_log_generation()
 
@@ -338,7 +391,7 @@ class Rotation:
         return list(self._files)
 
     def _has_rows(self, file: AcctFile, size: int) -> bool:
-        return size > len(csv_line(header(file.records)).encode())
+        return size > len(csv_line(header(file.records, file.record_fields)).encode())
 
     def _final_name(self, path: str, now: float) -> str:
         """`acct.csv` becomes `acct-YYYY-MM-DD-NNNN.csv`; NNNN is one above the highest there is for that day."""

@@ -5,9 +5,10 @@
     a Backlog   is the jobs of one group of domains, by priority
 
 Jobs share by start-time fair queueing (Goyal, Vin, Cheng 1996): the job with the smallest virtual time is next, and
-each recipient sent moves its time on by one; a job that comes new starts at the time of the one served last. Unlike the
-rounds of deficit round robin there is no quantum: a job of 10 waits for one message of each other job, however large
-they are, and a message to 1,000 recipients costs its job 1,000 turns.
+each recipient sent moves its time on by one. A job that comes new starts at the time of the whole, which moves on by
+each job's part, so that a stream of new jobs cannot keep an old one waiting. Unlike the rounds of deficit round robin
+there is no quantum: a job of 10 waits for one message of each other job, however large they are, and a message to
+1,000 recipients costs its job 1,000 turns.
 A higher priority goes first, but every EIGHTH message comes from the next lower one, so that bulk still moves.
 
 Laws. What is pushed is taken exactly once, in order within a line. With all jobs waiting, any two of one priority
@@ -103,8 +104,9 @@ class _Level:
         job = self.heap[0]
         line = job.lines[0]
         name = line.names.popleft()
-        self.time = job.time
-        job.time += entry.recipients(name)
+        cost = entry.recipients(name)
+        self.time = max(job.time, self.time + cost / len(self.heap))
+        job.time += cost
         if not line.names:
             job.lines.popleft()
             line.is_listed = False

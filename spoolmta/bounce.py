@@ -262,6 +262,8 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.LOST: ("4.4.2", "bad-connection"),
     FailureKind.PROTOCOL: ("4.5.0", "protocol-errors"),
     FailureKind.LOCAL: ("4.3.5", "bad-configuration"),
+    FailureKind.CONDEMNED: ("5.7.1", "policy-related"),
+    FailureKind.DELETED: ("5.7.0", "other"),
     FailureKind.UNBOUND: ("4.3.5", "bad-configuration"),
     FailureKind.DNS_TEMPORARY: ("4.4.3", "routing-errors"),
     FailureKind.NO_DOMAIN: ("5.1.2", "bad-domain"),
@@ -269,6 +271,13 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.NO_HOST: ("5.4.4", "routing-errors"),
     FailureKind.EXPIRED: ("4.4.7", "message-expired"),
     FailureKind.UNSENDABLE: ("5.6.7", "content-related"),
+    FailureKind.NO_TLS: ("4.7.4", "policy-related"),
+    FailureKind.TLS: ("4.7.5", "policy-related"),
+    FailureKind.HELD: ("4.7.0", "policy-related"),
+    FailureKind.TOO_BIG: ("5.3.4", "content-related"),
+    FailureKind.UNCONVERTIBLE: ("5.6.3", "content-related"),
+    FailureKind.LOOP: ("5.4.6", "routing-errors"),
+    FailureKind.NO_LOGIN: ("4.7.0", "bad-configuration"),
 }
 
 

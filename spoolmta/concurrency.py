@@ -35,7 +35,7 @@ def narrow(site: Site, number: int, newest: int, now: float, chance: Callable[[]
 def widen(site: Site) -> None:
     """A message was answered."""
     state = site.condition
-    if state.window:
+    if state.window and state.window < len(site.sessions) + 1:  # one that is not used up tells nothing
         state.window += 1 / state.window
         if state.window >= site.limits.force.max_smtp_out:
             state.window = 0.0

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from spoolmta.model import UNLIMITED, DomainPolicy, Rate, Struct
+from spoolmta import config, response
+from spoolmta.model import Change, DomainPolicy, Rate, Struct
 
 MAX_REMEMBERED = 10_000
 """Conditions of sites without mail that are kept; the oldest go first."""
@@ -39,14 +40,27 @@ _BACKED_OFF = {
 
 
 class Override(Struct):
-    """One limit that a rule or the operator set: to `value`, or to `factor` of what it is but not below `floor`."""
+    """One limit that a rule set: to `value`, or to `factor` of what it is but not below `floor`. Both are as they stand
+    in the configuration ("" for none), for the state file."""
 
     field: str
     until: float
     reason: str
-    value: Any = None
+    value: str = ""
     factor: float = 0.0
-    floor: Any = None
+    floor: str = ""
+
+    @staticmethod
+    def of(change: Change, until: float, reason: str) -> Override:
+        value = config.unparse(change.field, change.value) if change.value is not None else ""
+        floor = config.unparse(change.field, change.floor) if change.floor is not None else ""
+        return Override(change.field, until, reason, value, change.factor, floor)
+
+    def change(self) -> Change:
+        value = config.parse_setting(self.field, self.value) if self.value else None
+        return Change(
+            self.field, value, self.factor, config.parse_setting(self.field, self.floor) if self.floor else None
+        )
 
 
 class Event(Struct):
@@ -65,7 +79,7 @@ class Hold(Struct):
 
 class Condition(Struct, omit_defaults=True):
     """Times are Unix seconds. `blocked_until`: nothing is opened before. `window`: sessions the site seems to bear, 0
-    where that is not known. `disabled`: source addresses that are not used here."""
+    where that is not known. `disabled`: source addresses that are not used here. `events` are the last of `noted`."""
 
     failures: int = 0
     blocked_until: float = 0.0
@@ -81,6 +95,7 @@ class Condition(Struct, omit_defaults=True):
     disabled: dict[str, Hold] = {}
     window: float = 0.0
     events: list[Event] = []
+    noted: int = 0
 
     def is_ordinary(self, now: float) -> bool:
         """Whether nothing would be lost if this were forgotten."""
@@ -95,6 +110,7 @@ class Condition(Struct, omit_defaults=True):
         )
 
     def note(self, now: float, text: str) -> None:
+        self.noted += 1
         self.events.append(Event(now, text))
         del self.events[:-MAX_EVENTS]
 
@@ -250,10 +266,8 @@ def in_force(policy: DomainPolicy, condition: Condition) -> DomainPolicy:
             changes[field] = _grown(getattr(policy, field), getattr(policy, backed_off), condition.step)
         if condition.mode == BACKOFF:
             changes["retry_after"] = policy.backoff_retry_after
-    for override in condition.overrides:
-        current = changes.get(override.field, getattr(policy, override.field))
-        changes[override.field] = override.value if override.value is not None else _scaled(current, override)
-    return msgspec.structs.replace(policy, **changes) if changes else policy
+    changed = msgspec.structs.replace(policy, **changes) if changes else policy
+    return response.apply(changed, [override.change() for override in condition.overrides])
 
 
 def _grown(normal: Any, backed_off: Any, step: int) -> Any:
@@ -264,19 +278,6 @@ def _grown(normal: Any, backed_off: Any, step: int) -> Any:
         grown = Rate(backed_off.count * 2**step, backed_off.period)
         return normal if grown.count / grown.period >= normal.count / normal.period else grown
     return min(normal, backed_off * 2**step)
-
-
-def _scaled(current: Any, override: Override) -> Any:
-    """A factor of a limit, not below the floor. A rate without limit has no factor: then the floor is the limit."""
-    floor = override.floor
-    if isinstance(current, Rate):
-        if current.count == math.inf:
-            return floor if floor is not None else UNLIMITED
-        scaled = Rate(max(1.0, math.floor(current.count * override.factor)), current.period)
-        if floor is not None and scaled.count / scaled.period < floor.count / floor.period:
-            return floor
-        return scaled
-    return max(int(floor) if floor is not None else 1, int(current * override.factor))
 
 
 def _end_recovery(condition: Condition, policy: DomainPolicy, now: float) -> None:

@@ -18,22 +18,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import entry, message, process, rate, record, state, verdict
+from spoolmta import process, reaction, record, state, verdict
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
+from spoolmta.carrier import Carrier, Process
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
-from spoolmta.ledger import Ledger, Way
-from spoolmta.model import Answer, Config, DomainPolicy, Failure, FailureKind, Recipient, Reply, Stage, Vmta
+from spoolmta.lane import Lane
+from spoolmta.ledger import Ledger
+from spoolmta.model import Answer, Config, DomainPolicy, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
-from spoolmta.resolver import Resolver, Unroutable
+from spoolmta.reporter import Owner
+from spoolmta.resolver import Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
-from spoolmta.smtp.client import Capabilities, Result, transaction
+from spoolmta.smtp.starttls import kept_apart
 from spoolmta.spool.layout import Layout
-from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition, is_free
+from spoolmta.spool.partition import Partition, is_free
 from spoolmta.standing import Standing
-from spoolmta.transport import Connection
+from spoolmta.trigger import Responses
 
 log = logging.getLogger("spoolmta")
 
@@ -48,31 +51,6 @@ QUIT_GRACE = 0.05
 """Seconds for the last QUITs to be answered (RFC 5321 section 4.1.1.10 asks a client to wait for the 221)."""
 
 
-class Lane:
-    """A session as the process sees it: its connection, where it goes, what it carries."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.connection: Connection | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.ends = Ends()
-        self.capabilities = Capabilities()
-        self.domain = ""
-        self.name = ""
-        self.loaded: Loaded | None = None
-        self.sent: list[Recipient] = []
-        self.unsent: list[Recipient] = []
-        self.done: list[Recipient] = []
-        self.answered = False
-        self.is_part = False
-        self.tried = 0
-        self.size = 0
-
-    @property
-    def is_past_the_dot(self) -> bool:
-        return self.connection is not None and self.connection.is_busy and self.connection.stage is Stage.EOD
-
-
 class Delivery:
     """One VMTA's process. `page` and `row` are where it is seen; `hints` is its FIFO."""
 
@@ -82,12 +60,15 @@ class Delivery:
         self._chance = random.Random()
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta)
-        self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
         self._rates = state.Rates(layout.rates(vmta), time.time())
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells)
         self._standing = Standing(config, layout, self._scheduler, self._partition)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
+        owner = Owner(self._policy, self._scheduler.site_of, self._add)
+        self._ledger = Ledger(config, owner, layout.root, page, row, self._partition)
+        process_ = Process(self._policy, self._now, self._request_turn, lambda: self._is_leaving, self._end_session)
+        self._carrier = Carrier(process_, self._scheduler, self._partition, self._ledger, row, vmta)
         self._configure(config)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
@@ -105,7 +86,9 @@ class Delivery:
         self._config = config
         self._table = PolicyTable(config, self._vmta.name)
         self._resolve = functools.lru_cache(maxsize=100_000)(self._table.resolve)
-        self._opener = Opener(self._vmta, config.host_name, Resolver(config.nameservers, self._chance))
+        self._opener = Opener(self._vmta, config, self._chance, self._layout, self._carrier.on_trouble)
+        self._carrier.opener = self._opener
+        self._carrier.set_responses(Responses(config, self._vmta.name))
 
     def _policy(self, domain: str) -> DomainPolicy:
         """What holds for a domain's mail; for a site itself, if that is its name."""
@@ -125,8 +108,10 @@ class Delivery:
         loop.add_reader(self._hints.descriptor, self._read_hints)
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
-        for key, condition in state.load(self._layout, self._vmta.name).sites.items():
+        left = state.load(self._layout, self._vmta.name)
+        for key, condition in left.sites.items():
             self._scheduler.known.memory.put(key, condition)
+        self._carrier.responses.restore(left.counts, self._now())
         self._scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
@@ -153,6 +138,7 @@ class Delivery:
                 self._scan_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
+            self._ledger.remind(now)
             if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
                 self.leave(False)
                 return
@@ -202,16 +188,25 @@ class Delivery:
         self._partition.close()
 
     def _save_state(self) -> None:
-        state.save(
-            self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.known.conditions(self._now())
-        )
+        """What outlives the process: when it wants to be woken, the sites' conditions, the counts of the rules."""
+        conditions = self._scheduler.known.conditions(self._now())
+        counts = self._carrier.responses.export()
+        state.save(self._layout, self._vmta.name, self._scheduler.next_due(), conditions, counts)
+
+    def _tell_news(self) -> None:
+        """What happened to sites is told, and kept at once: a crash must not forget why a queue is slow."""
+        news, self._scheduler.known.news = self._scheduler.known.news, []
+        for site, text in news:
+            log.info("%s/%s: %s", site, self._vmta.name, text)
+        if news:
+            self._save_state()
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
         self._configure(config)
         self._standing.reconfigure(config)
-        self._ledger.reconfigure(config.acct_files)
+        self._ledger.reconfigure(config)
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._request_turn()
@@ -240,6 +235,8 @@ class Delivery:
         actions, wake = self._scheduler.step(self._now())
         for action in actions:
             self._perform(action)
+        if self._scheduler.known.news:
+            self._tell_news()
         self._row[Cell.QUEUED] = self._partition.known
         self._row[Cell.CONNECTIONS] = len(self._lanes)
         if actions:
@@ -265,7 +262,7 @@ class Delivery:
         if not self._ledger.write():
             self._wake_at(self._now() + 1.0)
             return False
-        if self._partition.waiting_since is not None:
+        if self._ledger.is_waiting:
             self._wake_at(self._now() + SYNC_AFTER)
         return True
 
@@ -280,7 +277,7 @@ class Delivery:
                 continue
             parts = hint.split("/")
             if len(parts) == 3:
-                self._add(parts[0], parts[2], now)
+                self._add(parts[0], parts[2])
         if hints:
             self._active_at = now
             self._request_turn()
@@ -295,29 +292,27 @@ class Delivery:
             self._scheduler.add(domain, name, due, now)
         self._next_scan = now + max(0.25, 20 * (self._now() - now))
 
-    def _add(self, domain: str, name: str, now: float) -> None:
+    def _add(self, domain: str, name: str) -> None:
         due = self._partition.add(domain, name)
         if due is not None:
-            self._scheduler.add(domain, name, due, now)
+            self._scheduler.add(domain, name, due, self._now())
 
     # Performing actions
 
     def _perform(self, action: Action) -> None:
         if isinstance(action, Assign):
-            self._assign(self._lanes[action.session], action.domain, action.name, action.most)
+            self._carrier.assign(self._lanes[action.session], action.domain, action.name, action.most)
         elif isinstance(action, Open):
             lane = self._lanes[action.session] = Lane(action.session)
             lane.task = self._start(self._open(lane, action))
         elif isinstance(action, Close):
-            lane = self._lanes.pop(action.session)
-            if lane.connection is not None:
-                lane.connection.quit()
+            self._end_session(self._lanes[action.session])
         elif isinstance(action, Locate):
             self._start(self._locate(action.domain))
         elif isinstance(action, Reject):
-            self._settle_all(action.domain, action.name, Answer(Stage.RESOLVE, action.failure))
+            self._carrier.settle(action.domain, action.name, action.failure)
         else:
-            self._settle_all(action.domain, action.name, Answer(Stage.RESOLVE, record.expired(action.reason)))
+            self._carrier.settle(action.domain, action.name, record.expired(action.reason))
 
     def _start(self, coroutine: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(coroutine)
@@ -345,16 +340,18 @@ class Delivery:
             self._unroutable(domain, policy, error)
         else:
             site = self._table.site_of(domain, route.mx)
-            self._scheduler.located(domain, site, self._resolve, self._now(), route.mx)
+            self._scheduler.located(domain, site, self._resolve, self._now(), route.mx | kept_apart(domain, policy))
         self._request_turn()
 
     def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:
-        judged = verdict.judge(Answer(Stage.RESOLVE, error.failure))
+        answer = Answer(Stage.RESOLVE, error.failure)
+        self._carrier.on_trouble(domain, answer, Ends())
+        judged = verdict.judge(answer, policy)
         now = self._now()
         if judged.outcome is not None:
             self._scheduler.condemned(domain, error.failure, now + error.retry_in)
             return
-        pause = max(error.retry_in, policy.retry_after[0])
+        pause = max(error.retry_in, policy.retry_after_dns_error)
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)
         self._ledger.note_queue_failure(error.failure, Ends(), domain)
 
@@ -365,141 +362,29 @@ class Delivery:
         result = await self._opener.open(wanted.domain, policy, wanted.sources, lambda: self._on_lost(lane))
         now = self._now()
         if isinstance(result, Opened):
-            lane.connection, lane.ends, lane.capabilities = result.connection, result.ends, result.capabilities
+            lane.open(result, policy)
             self._scheduler.opened(lane.number, now, result.ends.source)
         else:
             self._lanes.pop(lane.number, None)
             reason = str(result.failure)
-            if self._scheduler.open_failed(lane.number, now, reason, ours=result.is_ours, unbound=result.unbound):
+            asked = reaction.asked_pause(result.failure)
+            if self._scheduler.open_failed(
+                lane.number, now, reason, ours=result.is_ours, unbound=result.unbound, asked=asked
+            ):
                 self._ledger.note_queue_failure(result.failure, result.ends, site)
                 if result.is_ours:
                     log.warning("%s: %s (other addresses are used, or mail waits)", self._vmta.name, reason)
         self._request_turn()
 
+    def _end_session(self, lane: Lane) -> None:
+        """A session that cannot carry another message."""
+        self._lanes.pop(lane.number, None)
+        if lane.connection is not None:
+            lane.connection.quit()
+
     def _on_lost(self, lane: Lane) -> None:
         if self._lanes.pop(lane.number, None) is not None:
             self._scheduler.lost(lane.number)
-            self._request_turn()
-
-    # One message
-
-    def _load(self, domain: str, name: str) -> Loaded | None:
-        """The entry, or None if there is nothing to send now: it was quarantined, is gone, or must wait."""
-        try:
-            return self._partition.load(domain, name)
-        except NotReady:
-            now = self._now()
-            self._scheduler.add(domain, name, now + 1.0, now)
-        except Gone as gone:
-            if gone.reason:
-                log.error("%s/%s/%s: %s; moved to corrupt/", self._vmta.name, domain, name, gone.reason)
-                self._row.add(Cell.QUARANTINED, gone.recipients)
-        except OSError as error:
-            log.error("%s/%s/%s: %s; trying again in a minute", self._vmta.name, domain, name, error)
-            now = self._now()
-            self._scheduler.add(domain, name, now + 60.0, now)
-        self._request_turn()
-        return None
-
-    def _assign(self, lane: Lane, domain: str, name: str, most: int) -> None:
-        loaded = self._load(domain, name)
-        if loaded is not None and not loaded.recipients:
-            self._partition.remove(domain, name)
-            loaded = None
-        if loaded is None or lane.connection is None:
-            self._scheduler.finished(lane.number, self._now(), answered=False, reusable=lane.connection is not None)
-            self._request_turn()
-            return
-        lane.domain, lane.name, lane.loaded = domain, name, loaded
-        lane.unsent, lane.done, lane.answered = loaded.recipients[: most or None], [], False
-        lane.is_part, lane.tried = 0 < most < len(loaded.recipients), len(lane.unsent)
-        self._send(lane)
-
-    def _send(self, lane: Lane) -> None:
-        """The next transaction of the lane's message: as many recipients as one may carry."""
-        loaded, connection = lane.loaded, lane.connection
-        assert loaded is not None
-        assert connection is not None
-        limit = self._policy(lane.domain).max_rcpt_per_transaction
-        lane.sent, lane.unsent = lane.unsent[:limit], lane.unsent[limit:]
-        content = message.content(loaded.data, loaded.parsed)
-        lane.size = len(content)
-        envelope = loaded.parsed.envelope
-        dialogue = transaction(
-            envelope.sender, lane.sent, content, lane.capabilities, ret=envelope.ret, envid=envelope.envid
-        )
-        connection.run(dialogue, lambda result: self._on_result(lane, result))
-
-    def _on_result(self, lane: Lane, result: Result) -> None:
-        loaded = lane.loaded
-        assert loaded is not None
-        self._note(lane, loaded, result.answers)
-        if lane.unsent and result.reusable and not self._is_leaving:
-            self._request_turn()
-            self._send(lane)
-            return
-        last = result.answers[-1]
-        if lane.unsent:
-            lane.sent, lane.unsent = lane.unsent, []
-            failure = Failure(FailureKind.LOST, "the session ended before this recipient's turn")
-            self._note(lane, loaded, [Answer(Stage.RCPT, failure)] * len(lane.sent))
-        lane.loaded = None
-        self._leave_entry(lane, loaded)
-        if not result.reusable:
-            self._lanes.pop(lane.number, None)
-            if lane.connection is not None:
-                lane.connection.quit()
-        fresh = self._scheduler.finished(
-            lane.number,
-            self._now(),
-            answered=lane.answered,
-            delivered=bool(lane.done),
-            reusable=result.reusable,
-            reason=str(last.result),
-        )
-        if fresh:
-            log.info("%s/%s: %s", lane.domain, self._vmta.name, last.result)
-        self._request_turn()
-
-    def _note(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> None:
-        """Write down one answer for each recipient of a transaction, in the turn that read it: a message may have
-        many transactions, and a crash in a later one must not repeat the earlier ones."""
-        way = Way(lane.ends, lane.capabilities.listing, lane.size, self._scheduler.site_of(lane.domain))
-        lane.done += self._ledger.settle(loaded, lane.sent, answers, way)
-        # A host that answers for a recipient is up, whatever it says, and whatever becomes of the session after that.
-        lane.answered |= any(isinstance(answer.result, Reply) and answer.result.code != 421 for answer in answers)
-
-    def _leave_entry(self, lane: Lane, loaded: Loaded) -> None:
-        """Give the entry its next state: all its recipients have their answers."""
-        if len(lane.done) == len(loaded.recipients):
-            self._partition.remove(lane.domain, lane.name)
-        else:
-            self._defer(lane, loaded)
-
-    def _defer(self, lane: Lane, loaded: Loaded) -> None:
-        """Recipients remain. Those that a rate kept back go on at once, if none of the others was refused."""
-        domain, name = lane.domain, lane.name
-        policy = self._policy(domain)
-        now = self._now()
-        expires = entry.received(name) + policy.bounce_after
-        due = rate.next_due(policy.retry_recipients_after, loaded.name.attempts + 1, now, expires)
-        if lane.is_part and len(lane.done) == lane.tried:
-            due = now
-
-        def again(new_name: str) -> None:
-            self._scheduler.add(domain, new_name, due, self._now())
-            self._request_turn()
-
-        self._partition.defer(domain, name, math.ceil(due), lane.done, again)
-
-    def _settle_all(self, domain: str, name: str, answer: Answer) -> None:
-        """Settle an entry without a connection: its domain takes no mail, or its time is over."""
-        loaded = self._load(domain, name)
-        if loaded is not None:
-            lane = Lane(0)
-            lane.domain, lane.name, lane.sent = domain, name, loaded.recipients
-            self._note(lane, loaded, [answer] * len(lane.sent))
-            self._leave_entry(lane, loaded)
             self._request_turn()
 
 

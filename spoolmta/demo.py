@@ -42,9 +42,11 @@ min-free-space = "20M"
 
 [dns]
 nameservers = ["{nameserver}"]
+allow-loopback-mx = true                        # the receivers of the demonstration are on this machine
 
 [source.pickup]
 default-virtual-mta = "bulk"
+suppress-local-dsn = true                       # the senders do not exist
 
 [vmta.alerts]                                   # few messages, at once
 smtp-source-host = ["127.0.0.11 alerts.demo.example"]

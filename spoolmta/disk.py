@@ -105,6 +105,28 @@ def lock_folder(path: str) -> int | None:
     return descriptor
 
 
+class KeyLocks:
+    """Locks between processes by number (0 to 2**32 - 1), in one file; one process cannot shut itself out. The file
+    stays open, because closing any descriptor of it would free them all (fcntl(2))."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def try_lock(self, key: int) -> bool:
+        """Take a lock, or say that somebody else has it. It is free when its holder ends, however that happens."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, key)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def unlock(self, key: int) -> None:
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, key)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 def lock_process(path: str) -> int | str:
     """Take the lock that one process holds for itself and not for its children (an fcntl lock: fork does not
     inherit it, as it would a flock). Returns the descriptor, or the text the holder left in the file."""
@@ -229,6 +251,13 @@ class AppendFile:
     @property
     def has_rest(self) -> bool:
         return bool(self._rest)
+
+    def is_at(self, path: str) -> bool:
+        """Whether this is the file of that name now."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
+        except FileNotFoundError:
+            return False
 
     @property
     def size(self) -> int:

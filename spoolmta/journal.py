@@ -5,6 +5,8 @@ Text, one line an event, written with one `write` a turn:
     A <id> <vmta> <recipients>      intake: a message was accepted (written before the sync that makes it so)
     D|B|E|X <id> <address>          a VMTA: the recipient was delivered, bounced, expired, deleted
     Q <id> @<domain> <recipients>   a VMTA: the entry was quarantined, with so many unsettled recipients
+    A <id> <vmta> 1                 a VMTA: a report of its own (a DSN), written before the recipients it settles
+    N <id> @<domain> <times>        a VMTA: the sender was told so many times that the entry is delayed
     c<letter> <id> <address>        copied from another VMTA's journal by a move: known here, counted there
     T <letter>=<count> ...          totals of lines that compaction took out; the first line
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from spoolmta import disk
 from spoolmta.address import NotAnAddress, split
@@ -62,18 +64,23 @@ def settled_line(outcome: Outcome, entry_id: str, address: str) -> str:
     return f"{outcome.value} {entry_id} {escape(address)}\n"
 
 
+def told_line(entry_id: str, domain: str, times: int) -> str:
+    return f"N {entry_id} @{domain} {times}\n"
+
+
 def quarantined_line(entry_id: str, domain: str, recipients: int) -> str:
     return f"Q {entry_id} @{domain} {recipients}\n"
 
 
 class Record:
     """A journal read back: `totals` of compacted lines by letter, `accepted` id to recipients, `settled`
-    id to {address (escaped, or @domain): (letter, count, copied)}."""
+    id to {address (escaped, or @domain): (letter, count, copied)}, `told` id to {@domain: times}."""
 
     def __init__(self) -> None:
         self.totals: Counter[str] = Counter()
         self.accepted: dict[str, int] = {}
         self.settled: dict[str, dict[str, tuple[str, int, bool]]] = {}
+        self.told: dict[str, dict[str, int]] = {}
 
     def addresses(self, entry_id: str) -> set[str]:
         """The escaped addresses of an id that are settled."""
@@ -93,6 +100,8 @@ class Record:
             self.settled.setdefault(words[1], {}).setdefault(words[2], (letter, 1, False))
         elif letter == "Q" and len(words) == 4 and words[3].isascii() and words[3].isdigit():
             self.settled.setdefault(words[1], {}).setdefault(words[2], ("Q", int(words[3]), False))
+        elif letter == "N" and len(words) == 4 and words[3].isascii() and words[3].isdigit():
+            self.told.setdefault(words[1], {})[words[2]] = int(words[3])
         elif letter[:1] == "c" and letter[1:] in SETTLED and len(words) in (3, 4):
             count = int(words[3]) if len(words) == 4 and words[3].isascii() and words[3].isdigit() else 1
             self.settled.setdefault(words[1], {}).setdefault(words[2], (letter[1:], count, True))
@@ -159,6 +168,7 @@ class Journal:
                     lines.append(f"{'c' if copied else ''}{outcome} {entry_id} {address}{tail}\n")
                 elif not copied:
                     totals[outcome] += count
+        lines += [told_line(id_, at[1:], n) for id_ in living for at, n in record.told.get(id_, {}).items()]
         head = "T " + " ".join(f"{letter}={totals[letter]}" for letter in sorted(totals)) + "\n" if totals else ""
         try:
             disk.replace(self.path, (head + "".join(lines)).encode("utf-8", "surrogateescape"))
@@ -174,9 +184,11 @@ class Journal:
         self._file.close()
 
 
-def copy_lines(source: Record, target: Journal, entry_ids: Iterable[str]) -> None:
-    """Make the settled recipients of entries known to another VMTA's journal, durably, before they move there."""
-    lines = [
+def copy_lines(source: Record, target: Journal, entry_ids: Collection[str]) -> None:
+    """Make the settled recipients of entries known to another VMTA's journal, durably, before they move there; and
+    how often their senders were told of a delay."""
+    lines = [told_line(id_, at[1:], n) for id_ in entry_ids for at, n in source.told.get(id_, {}).items()]
+    lines += [
         f"c{letter} {entry_id} {address}" + (f" {count}\n" if letter == "Q" else "\n")
         for entry_id in entry_ids
         for address, (letter, count, _) in source.settled.get(entry_id, {}).items()

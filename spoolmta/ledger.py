@@ -4,6 +4,9 @@ In every turn of the loop: the accounting rows, with one write a file; then the 
 on the removals count as waiting for a sync. A removal is done once a sync has finished that began after its journal
 line was written: somebody else's, which the shared page tells of, or after a quarter of a second our own, which
 everybody else gains from in turn.
+
+A recipient whose failure is reported to the sender is written down later: after the sync that made the report durable
+(`reporter` says why), and removed after the next.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ import time
 
 from spoolmta import accounting, disk, entry, record, verdict
 from spoolmta.errors import SpoolError
-from spoolmta.model import AcctFile, Answer, Failure, Outcome, Recipient, Reply, Struct
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Struct
+from spoolmta.notify import Action
 from spoolmta.opener import Ends
+from spoolmta.reminder import Reminder
+from spoolmta.reporter import Ended, Owner, Reporter
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool.partition import Loaded, Partition
 
@@ -39,18 +45,30 @@ class Way(Struct, frozen=True):
     esmtp: str
     size: int
     site: str
+    policy: DomainPolicy = verdict.DEFAULTS
 
 
 class Ledger:
-    """The accounting log, the journal and the removals of one VMTA, in their order."""
+    """The accounting log, the journal, the reports and the removals of one VMTA, in their order."""
 
-    def __init__(self, files: tuple[AcctFile, ...], root: str, page: Page, row: Row, partition: Partition) -> None:
+    def __init__(
+        self,
+        config: Config,
+        owner: Owner,
+        root: str,
+        page: Page,
+        row: Row,
+        partition: Partition,
+    ) -> None:
         self._page, self._row, self._partition = page, row, partition
-        self.log = accounting.Log(files, page, row)
+        self._reporter = Reporter(config, owner, partition)
+        self._reminder = Reminder(config, owner, partition, self._reporter)
+        self.log = accounting.Log(config.acct_files, page, row)
         self._committer = disk.Committer(root)
         self._root = root
         self._logged, self._queued = accounting.Clock(), accounting.Clock()
         self._shares_sync = self._lies_with_the_log()
+        self._reporter.recover(self.log)
 
     def _lies_with_the_log(self) -> bool:
         """Only if the log lies on the spool's filesystem does somebody else's sync make our rows durable."""
@@ -59,17 +77,34 @@ class Ledger:
     def settle(self, loaded: Loaded, recipients: list[Recipient], answers: list[Answer], way: Way) -> list[Recipient]:
         """Note one answer for each of some recipients of an entry: a row each, a journal line for each that is done.
         Returns those that are done."""
-        attempt = self._attempt(loaded, way)
+        attempt, policy = self._attempt(loaded, way), way.policy
         done: list[Recipient] = []
+        reported: dict[Action, list[Ended]] = {}
         delivered = False
         for recipient, answer in zip(recipients, answers, strict=True):
-            judged = verdict.judge(answer)
-            self.log.write(record.recipient_row(attempt, recipient, answer, judged))
-            self._row.add(_COUNTED[judged.outcome], 1)
-            if judged.outcome is not None:
-                self._partition.settle(loaded, recipient, judged.outcome)
+            judged = verdict.judge(answer, policy)
+            if policy.replace_smtp_421_service_response:
+                answer = record.without_words_of_421(answer)
+            outcome = judged.outcome
+            row = record.recipient_row(attempt, recipient, answer, judged)
+            self._row.add(_COUNTED[outcome], 1)
+            action = None
+            if outcome is not None:
                 done.append(recipient)
-                delivered = delivered or judged.outcome is Outcome.DELIVERED
+                delivered = delivered or outcome is Outcome.DELIVERED
+                if recipient.notify or outcome is not Outcome.DELIVERED:
+                    action = self._reporter.action(loaded, recipient, outcome, way.esmtp)
+                    self._reminder.forget(loaded.name.id, recipient)
+                if action is not None:
+                    reported.setdefault(action, []).append(Ended(recipient, answer, outcome, row))
+                if action is not Action.FAILED:
+                    self._partition.settle(loaded, recipient, outcome)
+            elif recipient.notify:
+                self._reminder.deferred(loaded, recipient, answer.result, way.ends.host, time.time())
+            if action is not Action.FAILED:
+                self.log.write(row)
+        for action, ended in reported.items():
+            self._reporter.report(action, loaded, ended[0].recipient.domain, way.ends, ended)
         if delivered:
             self._row.add(Cell.BYTES, way.size)
         self._row.add(Cell.MESSAGES, 1)
@@ -96,23 +131,53 @@ class Ledger:
             name.pool,
             name.id,
             name.attempts + 1,
+            way.ends.tls_protocol,
+            way.ends.tls_cipher,
         )
 
     def note_queue_failure(self, result: Reply | Failure, ends: Ends, site: str) -> None:
         """A `tq` row: an attempt of a whole queue failed."""
-        vmta = self._partition.vmta
-        logged = self._logged.text(time.time())
+        vmta, now = self._partition.vmta, time.time()
+        logged = self._logged.text(now)
+        self._reminder.queue_failed(site, result, ends.host, now)
         self.log.write(record.queue_row(logged, result, ends.host, ends.source, ends.address, vmta, f"{site}/{vmta}"))
+
+    def remind(self, now: float) -> None:
+        """Tell senders of delayed mail, where it is time and they asked for it."""
+        self._reminder.remind(now)
 
     @property
     def is_settled(self) -> bool:
         """Whether everything is written and removed."""
-        return not (self.log.is_dirty or self._partition.is_dirty or self._partition.waiting_since is not None)
+        return not (self.log.is_dirty or self._partition.is_dirty or self.is_waiting)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something waits for a sync, or a report for room on the disk."""
+        return self._partition.waiting_since is not None or not self._reporter.is_idle
+
+    @property
+    def _waiting_since(self) -> int | None:
+        removal, report = self._partition.waiting_since, self._reporter.waiting_since
+        return report if removal is None or (report is not None and report < removal) else removal
 
     def write(self) -> bool:
         """Write what this turn learned, and do the removals that are safe. False on a full disk: nothing is forgotten
         or removed, it is written when there is room. Raises SpoolError when a sync fails."""
+        if not self._flush():
+            return False
+        since = self._waiting_since
+        if since is not None:
+            synced = self._page.synced if self._shares_sync else 0
+            if synced <= since and time.monotonic_ns() - since > SYNC_AFTER_NS:
+                synced = self.sync()
+            if synced > since:
+                return self._do_what_is_safe(synced)
+        return not self._reporter.is_stuck
+
+    def _flush(self) -> bool:
         try:
+            self._reporter.write()
             if self.log.is_dirty:
                 self.log.flush()
             if self._partition.is_dirty:
@@ -123,14 +188,12 @@ class Ledger:
             self._row[Cell.TROUBLE] = 1
             return False
         self._row[Cell.TROUBLE] = 0
-        since = self._partition.waiting_since
-        if since is not None:
-            synced = self._page.synced if self._shares_sync else 0
-            if synced <= since and time.monotonic_ns() - since > SYNC_AFTER_NS:
-                synced = self.sync()
-            if synced > since:
-                self._partition.reap(synced)
         return True
+
+    def _do_what_is_safe(self, synced: int) -> bool:
+        self._partition.reap(synced)
+        is_written = not self._reporter.settle(synced, self.log) or self._flush()
+        return is_written and not self._reporter.is_stuck
 
     def sync(self) -> int:
         """Make rows and lines durable ourselves; when it began (monotonic nanoseconds)."""
@@ -141,15 +204,20 @@ class Ledger:
             self.log.sync()
         return began
 
-    def reconfigure(self, files: tuple[AcctFile, ...]) -> None:
-        self.log.reconfigure(files)
+    def reconfigure(self, config: Config) -> None:
+        self._reporter.reconfigure(config)
+        self._reminder.reconfigure(config)
+        self.log.reconfigure(config.acct_files)
         self._shares_sync = self._lies_with_the_log()
 
     def close(self) -> None:
         """Write and remove all that can be; what remains is settled in the journal and removed by the next process."""
         try:
-            if self.write() and self._partition.waiting_since is not None:
-                self._partition.reap(self.sync())
+            # Reports need two syncs until what they settle is removed.
+            for _ in range(2):
+                if not self.write() or not self.is_waiting:
+                    break
+                self._do_what_is_safe(self.sync())
         except SpoolError as error:
             log.error("%s", error)
         self.log.close()

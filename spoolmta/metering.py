@@ -22,10 +22,12 @@ class Meter:
     def __repr__(self) -> str:
         return f"Meter({self.whole})"
 
+    def is_free(self, site: Site) -> bool:
+        """Whether no rate holds at a site at all: most of the time, and the road of every message."""
+        return site.limits.is_unlimited and self.whole.is_unlimited
+
     def at_once(self, site: Site, count: int) -> int:
         """How many of so many recipients may ever go at once: a message to more than a rate allows goes in parts."""
-        if site.limits.is_unlimited and self.whole.is_unlimited:
-            return count
         return math.floor(min(site.limits.most(RECIPIENTS), self.whole.most(RECIPIENTS), count))
 
     def pause(self, site: Site, count: int, name: str, now: float) -> tuple[float, str]:
@@ -39,15 +41,18 @@ class Meter:
                     return pause, (f"max-smtp-{held[4:]}" if owner else held).replace("_", "-") + owner
         return 0.0, ""
 
-    def idle_session(self, group: Group, count: int, now: float) -> tuple[Session | None, float]:
-        """An idle session whose source address may send so many more; else how long until one may (0: there is no
-        idle one)."""
+    def idle_session(self, group: Group, count: int, name: str, now: float) -> tuple[Session | None, float]:
+        """An idle session whose source address may send the message to so many recipients; else how long until one may
+        (0: there is no idle one)."""
         limits = group.site.limits
         if not limits.has_source_rates:
             return (group.idle.pop() if group.idle else None), 0.0
         pauses = [0.0]
         for session in reversed(group.idle):
-            pause = max((limits.wait_at(source, RECIPIENTS, now, count) for source in session.sources), default=0.0)
+            pause = 0.0
+            for source in session.sources:
+                pause = max(pause, limits.wait_at(source, RECIPIENTS, now, count))
+                pause = max(pause, limits.wait_at(source, BYTES, now, entry.size(name)))
             if not pause:
                 group.idle.remove(session)
                 return session, 0.0
@@ -59,13 +64,15 @@ class Meter:
         session.sent += 1
         session.queue = queue
         queue.active += 1
+        if queue.own_limiter is not None:
+            queue.own_limiter.take(now, count)
+        if self.is_free(session.group.site):
+            return
         for limits in (session.group.site.limits, self.whole):
             if not limits.is_unlimited:
                 limits.take(RECIPIENTS, now, count, session.sources)
                 session.taken, session.size = now, entry.size(name)
                 limits.take(BYTES, now, session.size, session.sources)
-        if queue.own_limiter is not None:
-            queue.own_limiter.take(now, count)
 
     def let_go(self, session: Session, now: float, delivered: bool) -> Queue | None:
         """The session's message is done, whatever became of it; its queue, if it had one."""

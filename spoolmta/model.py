@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,9 +22,12 @@ class Stage(enum.Enum):
     CONNECT = "connect"
     GREETING = "greeting"
     EHLO = "ehlo"
+    AUTH = "auth"
+    STARTTLS = "starttls"
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
+    TRANSFER = "content"
     EOD = "end of data"
 
     __hash__ = object.__hash__  # Enum's own is a Python function, and stages are looked up for every step
@@ -46,6 +49,39 @@ class FailureKind(enum.Enum):
     NO_HOST = "no usable mail host"
     EXPIRED = "message expired"
     UNSENDABLE = "message cannot be sent to this host"
+    TOO_BIG = "message is larger than this host takes"
+    UNCONVERTIBLE = "message cannot be made 7-bit"
+    LOOP = "mail loops back to us"
+    NO_LOGIN = "cannot log in"
+    NO_TLS = "TLS not available"
+    TLS = "TLS failed"
+    HELD = "held by a response rule"
+    CONDEMNED = "bounced with its queue"
+    DELETED = "deleted by the operator"
+
+    __hash__ = object.__hash__
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether something outside showed it. What we made up ourselves (and our own trouble) is not the receiver's
+        doing, so no response rule may look at it: it could quote the reply that fired the rule."""
+        return self not in _MADE_UP
+
+
+_MADE_UP = frozenset(
+    {
+        FailureKind.EXPIRED,
+        FailureKind.HELD,
+        FailureKind.CONDEMNED,
+        FailureKind.DELETED,
+        FailureKind.LOCAL,
+        FailureKind.UNBOUND,
+        FailureKind.TOO_BIG,
+        FailureKind.UNCONVERTIBLE,
+        FailureKind.LOOP,
+        FailureKind.NO_LOGIN,
+    }
+)
 
 
 class Outcome(enum.Enum):
@@ -94,11 +130,19 @@ class Failure(Struct, frozen=True):
         return self.text
 
 
+class Ruling(enum.Enum):
+    """What a response rule makes of an answer, whatever it says by itself."""
+
+    DEFER = "defer"
+    BOUNCE = "bounce"
+
+
 class Answer(Struct, frozen=True):
     """What became of one recipient in one transaction. Every recipient gets exactly one."""
 
     stage: Stage
     result: Reply | Failure
+    ruling: Ruling | None = None
 
 
 class Recipient(Struct, frozen=True):
@@ -186,6 +230,17 @@ class WarmUp(Struct, frozen=True):
     overflow: str = ""
 
 
+class Secret(Struct, frozen=True):
+    """A text that must not be seen: it prints as stars wherever a value is shown."""
+
+    text: str = ""
+
+    def __repr__(self) -> str:
+        return "***" if self.text else '""'
+
+    __str__ = __repr__
+
+
 class DomainPolicy(Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
@@ -224,6 +279,10 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     retry_upon_new_mail: bool = False
     retry_recipients_after: tuple[float, ...] = (600.0,)
     bounce_after: float = 388_800.0
+    notify_of_delay_every: float = 14_400.0
+    dsn_format: Literal["standard", "plain-text"] = "standard"
+    max_errors_per_connection: int = 0
+    mx_connection_attempts: int = 10
     connection_idle_timeout: float = 0.0
     max_cold_virtual_mta_msg: tuple[int, ...] = ()
     warm_up: WarmUp = WarmUp()
@@ -231,6 +290,87 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     smtp_greeting_timeout: float = 300.0
     data_send_timeout: float = 180.0
     smtp_data_termination_timeout: float = 600.0
+    smtp_multiple_line_response_timeout: float = 300.0
+    assume_delivery_upon_data_termination_timeout: bool = False
+    retry_after_dns_error: float = 60.0
+    bounce_upon_no_mx: bool = False
+    bounce_upon_5xx_greeting: bool = False
+    bounce_upon_transfer_failure: bool = False
+    smtp_553_means_invalid_mailbox: bool = True
+    smtp_421_means_mx_unavailable: bool = True
+    replace_smtp_421_service_response: bool = False
+    ignore_8bitmime: bool = False
+    ignore_chunking: bool = False
+    ignore_pipelining: bool = False
+    ignore_dsn: bool = False
+    auth_username: str = ""
+    auth_password: Secret = Secret()
+    use_unencrypted_plain_auth: bool = False
+    use_starttls: bool = True
+    require_starttls: bool = False
+    smtp_tls_verify: bool = False
+    smtp_tls_min_version: str = "1.2"
+    smtp_tls_ciphers: str = ""
+    smtp_tls_ca_file: str = ""
+    smtp_client_certificate: str = ""
+    reuse_ssl_session: bool = True
+    use_dane: bool = False
+    use_mta_sts: bool = False
+
+
+class ResponseAction(enum.Enum):
+    """What a response rule does when it fires. BOUNCE_RCPT is for a 4xx to RCPT only."""
+
+    BACKOFF = "backoff"
+    NORMAL = "normal"
+    SKIP_MX = "skip-mx"
+    BOUNCE_QUEUE = "bounce-queue"
+    BOUNCE_RCPT = "bounce-rcpt"
+    DISABLE_SOURCE_IP = "disable-source-ip"
+    DEFER_QUEUE = "defer-queue"
+    PAUSE = "pause"
+    SET = "set"
+
+    __hash__ = object.__hash__
+
+
+class Trigger(Struct, frozen=True):
+    """When a rule that matches fires: at once (period 0), at the `count`-th match within `period` seconds, or when
+    matches are at least `share` (0 to 1) of the answers within `period`, of which there are at least `count`."""
+
+    count: int = 1
+    period: float = 0.0
+    share: float = 0.0
+
+
+AT_ONCE = Trigger()
+
+
+class Change(Struct, frozen=True):
+    """What a rule sets one DomainPolicy field to: `value`, or `factor` of what it is, but not below `floor`."""
+
+    field: str
+    value: Any = None
+    factor: float = 0.0
+    floor: Any = None
+
+
+class ResponseRule(Struct, frozen=True, kw_only=True):
+    """One `[[response]]`. `provider` is the one it is for ("" for all); `reply` holds its patterns as written; no
+    `stages` means every stage; `duration` None: until something else ends it. `id` stays the same when the rule moves
+    to another line or file."""
+
+    id: str
+    reply: tuple[str, ...]
+    stages: tuple[Stage, ...] = ()
+    actions: tuple[ResponseAction, ...] = ()
+    duration: float | None = None
+    trigger: Trigger = AT_ONCE
+    changes: tuple[Change, ...] = ()
+    name: str = ""
+    provider: str = ""
+    file: str = ""
+    line: int = 0
 
 
 class Setting(Struct, frozen=True):
@@ -258,7 +398,8 @@ class SourceHost(Struct, frozen=True):
 
 class Vmta(Struct, frozen=True, kw_only=True):
     """One VirtualMTA. `max_smtp_out` 0 means no limit over all its queues. `layers` are its domain tables,
-    weak to strong: those of its pool, those of its policy file, then its own."""
+    weak to strong: those of its pool, those of its policy file, then its own; `responses` are its own rules, then its
+    policy file's."""
 
     name: str
     source_hosts: tuple[SourceHost, ...] = ()
@@ -268,6 +409,7 @@ class Vmta(Struct, frozen=True, kw_only=True):
     max_smtp_data_volume_rate: Rate = UNLIMITED
     cold_virtual_mta: tuple[str, ...] = ()
     layers: tuple[tuple[DomainTable, ...], ...] = ()
+    responses: tuple[ResponseRule, ...] = ()
 
 
 class Pool(Struct, frozen=True, kw_only=True):
@@ -303,15 +445,23 @@ class Source(Struct, frozen=True, kw_only=True):
     allowed_virtual_mta: tuple[str, ...] = ()
     pickup: str = ""
     max_message_size: int = 50_000_000
+    suppress_local_dsn: bool = False
+    dsn_return_default: Literal["full", "headers"] = "headers"
+
+
+MORE_COLUMNS: dict[str, tuple[str, ...]] = dict.fromkeys(("d", "b", "t"), ("dlvTlsProtocol", "dlvTlsCipher"))
+"""What an accounting file can have by name behind the usual columns, by record type."""
 
 
 class AcctFile(Struct, frozen=True, kw_only=True):
-    """One accounting file: which record types it takes, and when it is rotated (seconds, bytes)."""
+    """One accounting file: which record types it takes, with which columns ("*" are the usual ones), and when it is
+    rotated (seconds, bytes)."""
 
     path: str
     records: tuple[str, ...] = ("d", "b")
     move_interval: float = 86_400.0
     max_size: int = 250_000_000
+    record_fields: dict[str, tuple[str, ...]] = {}
 
 
 CopyMode = Literal["auto", "always", "never"]
@@ -324,16 +474,21 @@ class Config(Struct, frozen=True, kw_only=True):
     host_name: str
     spool: str
     user: str = ""
+    custom_dsn_from_header: str = ""
     sleep_after: float = 60.0
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
     min_free_space: int = 500_000_000
     min_free_inodes: int = 1000
     copy: CopyMode = "auto"
     nameservers: tuple[str, ...] = ()
+    allow_loopback_mx: bool = False
+    dnssec_trusted: bool = False
+    mta_sts_port: int = 443
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
     pools: dict[str, Pool] = {}
     domains: tuple[DomainTable, ...] = ()
     providers: dict[str, tuple[str, ...]] = {}
+    responses: tuple[ResponseRule, ...] = ()
     acct_files: tuple[AcctFile, ...] = ()
     files: tuple[str, ...] = ()

@@ -86,14 +86,20 @@ def warm_up(event_loop: str) -> None:
     more once we are somebody else."""
     import concurrent.futures.thread  # noqa: F401
     import encodings.idna  # noqa: F401
+    import http.client  # noqa: F401
 
     import dns.rdtypes.ANY.CNAME
     import dns.rdtypes.ANY.MX
     import dns.rdtypes.ANY.OPT
     import dns.rdtypes.ANY.SOA
+    import dns.rdtypes.ANY.TLSA
+    import dns.rdtypes.ANY.TXT
     import dns.rdtypes.IN.A
     import dns.rdtypes.IN.AAAA  # noqa: F401
 
+    from spoolmta import tls
+
+    tls.warm_up()
     if event_loop == "uvloop":
         import uvloop  # noqa: F401
 

@@ -95,6 +95,7 @@ class RateLimiter:
         if number - BUCKETS <= then <= number and self._cells[place] >= count:
             self._cells[place] -= count
             self._cells[_SUM] -= count
+            self._cells[_NEXT] -= count * self.rate.period / self.rate.count
 
     def _advance(self, now: float) -> int:
         """Let go of what has left the window; the number of the bucket of `now`."""

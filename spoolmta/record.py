@@ -35,6 +35,8 @@ class Attempt(Struct, frozen=True):
     pool: str
     entry_id: str
     attempts: int
+    tls_protocol: str = ""
+    tls_cipher: str = ""
 
 
 MAX_TEXT = 2000
@@ -74,9 +76,19 @@ def _cut(reply: Reply) -> Reply:
     return Reply(reply.code, tuple(lines))
 
 
+def without_words_of_421(answer: Answer) -> Answer:
+    """The answer as it may be shown where a 421 repeats addresses or other things not for everybody."""
+    if not isinstance(answer.result, Reply) or answer.result.code != 421:
+        return answer
+    words = f"{bounce.status_of(answer.result)} service unavailable"
+    return Answer(answer.stage, Reply(421, (words,)))
+
+
 def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict) -> list[str]:
-    """A `d`, `b` or `t` row."""
+    """A `d`, `b` or `t` row: the usual columns, and behind them all that can be had by name (MORE_COLUMNS)."""
     code, diagnostic, category = status(answer.result)
+    if verdict.status:
+        code, category = bounce.describe(verdict.status), bounce.categorize(verdict.status, str(answer.result))
     if verdict.outcome is Outcome.DELIVERED:
         kind, action, size, category = "d", "relayed", str(attempt.size), ""
     elif verdict.outcome is None:
@@ -111,6 +123,8 @@ def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdic
         attempt.pool,
         attempt.entry_id,
         str(attempt.attempts),
+        attempt.tls_protocol,
+        attempt.tls_cipher,
     ]
 
 

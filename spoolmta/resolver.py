@@ -1,7 +1,7 @@
 """Domain to mail hosts, host to addresses (RFC 5321 section 5.1, RFC 7505), cached, equal questions joined.
 
 What a DNS answer means for mail is in `mail_hosts`; this module asks. A server failure or silence is temporary and is
-kept for 30 seconds, so that 10,000 messages do not ask 10,000 times.
+kept for 5 seconds, so that the sessions of one domain do not all ask; retry-after-dns-error is how long its mail waits.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ import time
 import dns.asyncresolver
 import dns.exception
 import dns.flags
+import dns.message
+import dns.name
 import dns.nameserver
+import dns.rdata
 import dns.rdatatype
 import dns.resolver
 
+from spoolmta.here import Here
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Struct
 
 MAX_HOSTS = 10
 MAX_RECORDS = 100
 """Postfix takes 100 records of an answer; a stranger's zone must not fill our memory."""
-MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 30.0
+MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 5.0
 MAX_EMPTY_TTL = 300.0
 """A name or record that does not exist yet will soon; dnspython says "for ever" where the SOA is missing (RFC 2308)."""
 MAX_CACHED = 20_000
+NOWHERE = Here(allows_loopback=True)
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
@@ -36,10 +41,12 @@ _HOST_NAME = re.compile(
 
 class Route(Struct, frozen=True):
     """Where a domain's mail goes: its hosts, best first. `mx` are the hosts its MX records name; empty for a route
-    that is no matter of MX records (fixed hosts, an address)."""
+    that is no matter of MX records (fixed hosts, an address). `is_secure`: the hosts are the operator's, or DNSSEC
+    proves them."""
 
     hosts: tuple[Host, ...]
     mx: frozenset[str] = frozenset()
+    is_secure: bool = False
 
 
 class Unroutable(Exception):
@@ -52,33 +59,41 @@ class Unroutable(Exception):
 
 
 class Found(Struct, frozen=True):
-    """What one DNS question brought: the records as text (empty for NODATA), or why there are none."""
+    """What one DNS question brought: the records as text (empty for NODATA), or why there are none. `is_secure`: a
+    resolver that we trust has validated it by DNSSEC. `canonical` is the name at the end of its aliases."""
 
     records: tuple[str, ...]
     expires: float
     failure: FailureKind | None = None
     text: str = ""
+    is_secure: bool = False
+    canonical: str = ""
 
 
-def mail_hosts(domain: str, records: tuple[str, ...], chance: random.Random) -> tuple[Host, ...] | Failure:
+def mail_hosts(
+    domain: str, records: tuple[str, ...], chance: random.Random, own_names: frozenset[str] = frozenset()
+) -> tuple[Host, ...] | Failure:
     """MX records (`10 mx.example.com`) to hosts in the order in which they are tried.
 
     No record: the domain itself (RFC 5321 section 5.1). A single `0 .`: no mail wanted (RFC 7505). Equal preferences
     are shuffled (5321: MUST). A host that is an address or no host name cannot be used; nothing usable is an error,
-    never the domain itself.
+    never the domain itself. Where we are one of the hosts, only better ones than us are tried.
     """
+    loop = Failure(FailureKind.LOOP, f"the mail hosts of {domain} lead back to us")
     if not records:
-        return (Host(domain),)
+        return loop if domain in own_names else (Host(domain),)
     parsed = []
     for record in records[:MAX_RECORDS]:
         preference, _, name = record.partition(" ")
         parsed.append((int(preference), chance.random(), name.rstrip(".").lower()))
     if len(parsed) == 1 and parsed[0][2] == "":
         return Failure(FailureKind.NULL_MX, f"{domain} accepts no mail (null MX)")
-    usable = [Host(name) for _, _, name in sorted(parsed) if is_host_name(name)]
+    usable = [(preference, Host(name)) for preference, _, name in sorted(parsed) if is_host_name(name)]
     if not usable:
         return Failure(FailureKind.NO_HOST, f"none of the mail hosts of {domain} can be used")
-    return tuple(usable)
+    ours = min((preference for preference, host in usable if host.name in own_names), default=None)
+    better = [host for preference, host in usable if ours is None or preference < ours]
+    return tuple(better) or loop
 
 
 def is_host_name(name: str) -> bool:
@@ -94,16 +109,28 @@ def is_host_name(name: str) -> bool:
 
 class Resolver:
     """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's. A question that has no
-    answer after `patience` seconds is given up."""
+    answer after `patience` seconds is given up. `here` says which hosts are ourselves. Whether an answer was validated
+    is believed only where the name servers are on this machine, or `is_trusted` says so (RFC 6698 appendix A.3: nobody
+    may be in between)."""
 
-    def __init__(self, nameservers: tuple[str, ...], chance: random.Random, patience: float = 15.0) -> None:
+    def __init__(
+        self,
+        nameservers: tuple[str, ...],
+        chance: random.Random,
+        patience: float = 15.0,
+        here: Here = NOWHERE,
+        is_trusted: bool = False,
+    ) -> None:
         self._chance = chance
+        self.here = here
         self._cache: dict[tuple[str, str], Found] = {}
         self._asked: dict[tuple[str, str], asyncio.Future[Found]] = {}
         self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
         if nameservers:
             self._resolver.nameservers = [_nameserver(text) for text in nameservers]
         self._resolver.use_edns(0, 0, 1232)
+        self._resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 section 5.7: tell us whether it is validated
+        self.is_trusted = is_trusted or all(_is_here(server) for server in self._resolver.nameservers)
         self._resolver.lifetime = patience
         self._resolver.timeout = 4.0
 
@@ -114,17 +141,21 @@ class Resolver:
             hosts = []
             for level in policy.smtp_hosts:
                 hosts += self._chance.sample(level, len(level))
-            return Route(tuple(hosts))
+            return Route(tuple(hosts), is_secure=True)
         literal = _literal(domain)
         if literal:
             return Route((Host(literal),))
         found = await self.look_up(domain, "MX")
         if found.failure is not None:
             raise Unroutable(Failure(found.failure, found.text), max(1.0, found.expires - time.monotonic()))
-        result = mail_hosts(domain, found.records, self._chance)
+        if not found.records and policy.bounce_upon_no_mx:
+            failure = Failure(FailureKind.NO_HOST, f"{domain} has no MX record")
+            raise Unroutable(failure, max(1.0, found.expires - time.monotonic()))
+        result = mail_hosts(domain, found.records, self._chance, self.here.names)
         if isinstance(result, Failure):
             raise Unroutable(result, max(1.0, found.expires - time.monotonic()))
-        return Route(result[:MAX_HOSTS], frozenset(host.name for host in result if found.records))
+        mx = frozenset(host.name for host in result if found.records)
+        return Route(result[:MAX_HOSTS], mx, found.is_secure)
 
     async def addresses(self, host: str, families: frozenset[int]) -> list[str] | Failure:
         """The addresses of a host in the families (4, 6) we can send from, IPv6 first; or why there are none."""
@@ -145,6 +176,10 @@ class Resolver:
                 if found.failure is FailureKind.DNS_TEMPORARY:
                     failure = Failure(found.failure, found.text)
         return addresses or failure
+
+    def forget(self, name: str, kind: str) -> None:
+        """Ask the name server next time."""
+        self._cache.pop((name, kind), None)
 
     async def look_up(self, name: str, kind: str) -> Found:
         """Ask once: from the cache, from a question under way, or from the name server."""
@@ -170,15 +205,37 @@ class Resolver:
     async def _query(self, name: str, kind: str) -> Found:
         try:
             answer = await self._resolver.resolve(name + ".", kind, raise_on_no_answer=False, search=False)
-        except dns.resolver.NXDOMAIN:
-            return Found((), time.monotonic() + MAX_EMPTY_TTL, FailureKind.NO_DOMAIN, f"domain {name} does not exist")
+        except dns.resolver.NXDOMAIN as error:
+            text = f"domain {name} does not exist"
+            is_secure = self._is_secure(error.response(dns.name.from_text(name)))  # type: ignore[no-untyped-call]
+            return Found((), time.monotonic() + MAX_EMPTY_TTL, FailureKind.NO_DOMAIN, text, is_secure)
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
             text = f"DNS look-up of {kind} {name} failed: {_explain(error)}"
             return Found((), time.monotonic() + FAILED_TTL, FailureKind.DNS_TEMPORARY, text)
         ttl = answer.expiration - time.time()
         ttl = min(max(ttl, MIN_TTL), MAX_TTL if answer.rrset is not None else MAX_EMPTY_TTL)
-        records = [record.to_text() for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
-        return Found(tuple(records), time.monotonic() + ttl)
+        records = [_text(record) for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
+        canonical = answer.canonical_name.to_text(omit_final_dot=True).lower()
+        is_secure = self._is_secure(answer.response)
+        return Found(tuple(records), time.monotonic() + ttl, is_secure=is_secure, canonical=canonical)
+
+    def _is_secure(self, response: dns.message.Message) -> bool:
+        return self.is_trusted and bool(response.flags & dns.flags.AD)
+
+
+def _text(record: dns.rdata.Rdata) -> str:
+    """A record as text; the strings of a TXT record are one text (RFC 8461 section 3.1)."""
+    if record.rdtype == dns.rdatatype.TXT:
+        return b"".join(getattr(record, "strings", ())).decode("utf-8", "replace")
+    return record.to_text()
+
+
+def _is_here(server: str | dns.nameserver.Nameserver) -> bool:
+    """Whether a name server is on this machine."""
+    try:
+        return ipaddress.ip_address(server if isinstance(server, str) else server.answer_nameserver()).is_loopback
+    except ValueError:
+        return False
 
 
 def _literal(domain: str) -> str:

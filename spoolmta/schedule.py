@@ -99,9 +99,7 @@ class Scheduler:
 
     def add(self, domain: str, name: str, due: float, now: float) -> None:
         """An entry to be delivered: at once, or not before `due`."""
-        queue = self.queues.get(domain)
-        if queue is None:
-            queue = self.queues[domain] = Queue(domain)
+        queue = self.queues.get(domain) or self.queues.setdefault(domain, Queue(domain))
         self.size += 1
         if due > now:
             heapq.heappush(queue.waiting, (due, name))
@@ -158,9 +156,12 @@ class Scheduler:
                 session.sources = (source,)
             self._sessions.make_idle(session, now)
 
-    def open_failed(self, number: int, now: float, reason: str, *, ours: bool = False, unbound: str = "") -> bool:
-        """No session could be opened. The site is not blamed where we could not even begin (`ours`; a source address
-        that is `unbound` is set aside), or where it serves us on others and may want no more. True if this is news."""
+    def open_failed(
+        self, number: int, now: float, reason: str, *, ours: bool = False, unbound: str = "", asked: float = 0.0
+    ) -> bool:
+        """No session could be opened. The site is not blamed where we could not even begin (`ours`; a source that is
+        `unbound` is set aside), or where it serves us on others and may want no more. True if this is news. `asked`:
+        seconds for which it asked us to wait."""
         session = self._sessions.all.get(number)
         if session is None:
             return False
@@ -172,7 +173,7 @@ class Scheduler:
             return self.known.block(site, now, reason, OUR_PAUSE)
         if len(site.sessions) > site.opening:
             return concurrency.narrow(site, number, self._sessions.newest, now, self._chance)
-        return self.known.block(site, now, reason, None)
+        return self.known.block(site, now, reason, None, asked)
 
     def finished(
         self, number: int, now: float, *, answered: bool, reusable: bool, delivered: bool = False, reason: str = ""
@@ -241,12 +242,18 @@ class Scheduler:
         if site is not None:
             self._refresh(site, now)
         else:
+            self.known.tell(key, self.known.memory.of(key))
             self.known.memory.tidy(key, now)
 
-    def defer(self, key: str, now: float, reason: str) -> bool:
-        """Put a site into retry now, as if an attempt had failed."""
+    def policy_of(self, key: str) -> DomainPolicy:
+        """The policy of a site, without what holds of it for now; the defaults for one that has no mail."""
         site = self.sites.get(key)
-        return site is not None and self.known.block(site, now, reason, None)
+        return site.policy if site is not None else DomainPolicy()
+
+    def defer(self, key: str, now: float, reason: str, pause: float | None = None) -> bool:
+        """Put a site into retry now, as if an attempt had failed, or for `pause` seconds."""
+        site = self.sites.get(key)
+        return site is not None and self.known.block(site, now, reason, pause)
 
     def hasten(self, key: str, now: float) -> None:
         """Try a site again now, with all the mail that waits for its time."""
@@ -266,9 +273,7 @@ class Scheduler:
         queue = self.queues.get(domain)
         if queue is None:
             return []
-        if queue.group is not None:
-            for line in queue.lines.values():
-                queue.group.backlog.remove(line)
+        queue.unlist()
         taken = queue.withdraw(is_meant)
         self.size -= len(taken)
         if failure is not None:
@@ -347,15 +352,17 @@ class Scheduler:
     def _serve_site(self, site: Site, now: float, actions: list[Action], most: int = 0) -> None:
         """What can be done for a site now; `most` is how many sessions it may open because its turn has come."""
         state = site.condition
-        if condition.next_time(state) <= now:
+        if site.tick_at <= now:
             self._refresh(site, now)
+        if site.tick_at < math.inf:  # an item has one time, so all that is awaited is armed whenever it is served
+            self._agenda.arm(site.tick_at, site)
         is_blocked = state.blocked_until > now or state.paused is not None
         site.hold = ""
         if is_blocked:
             site.hold = "pause" if state.paused is not None else "retry-after"
             self._expire_blocked(site, now, actions)
         wanting = [] if state.paused is not None or self.draining else self._assign(site, now, actions)
-        site.is_crowded = any(not group.sessions for group in wanting)
+        site.is_crowded = len(site.groups) > 1 and any(not group.sessions for group in wanting)
         if is_blocked or not wanting or not self._sessions.open(site, wanting, now, most, actions):
             self._sessions.starved.pop(site, None)
         self._sessions.close_idle(site, now, actions)
@@ -364,48 +371,50 @@ class Scheduler:
 
     def _assign(self, site: Site, now: float, actions: list[Action]) -> list[Group]:
         """Give ready mail to idle sessions; the groups that could use more sessions (none if a rate holds the site)."""
-        groups = deque(group for group in site.groups.values() if group.backlog)
+        groups = [group for group in site.groups.values() if group.backlog]
         wanting: list[Group] = []
+        turn = 0
         while groups:
-            group = groups[0]
+            turn %= len(groups)
+            group = groups[turn]
             found = group.backlog.peek()
             if found is None:
-                groups.popleft()
+                del groups[turn]
                 continue
             queue, name = found[0].queue, found[1]
-            if self._is_too_old(queue, name, now):
+            if ":" in name and self._is_too_old(queue, name, now):
                 self._take(group)
                 actions.append(Expire(queue.domain, name, site.condition.reason))
                 continue
-            count = entry.recipients(name)
-            most = self._meter.at_once(site, count)
-            pause, held = self._meter.pause(site, most, name, now)
-            if pause > 0:
-                site.hold = held
-                self._agenda.arm(now + pause, site)
-                return []
+            count = most = entry.recipients(name)
+            if not self._meter.is_free(site):
+                most = self._meter.at_once(site, count)
+                pause, held = self._meter.pause(site, most, name, now)
+                if pause > 0:
+                    site.hold = held
+                    self._agenda.arm(now + pause, site)
+                    return []
             if queue.is_limited and self._hold(queue, most, now):
                 continue
-            session, pause = self._meter.idle_session(group, most, now)
+            session, pause = self._meter.idle_session(group, most, name, now)
             if session is None:
                 if pause:
                     self._agenda.arm(now + pause, site)
-                wanting.append(groups.popleft())
+                wanting.append(group)
+                del groups[turn]
                 continue
             self._take(group)
             self._meter.charge(session, queue, most, name, now)
             actions.append(Assign(session.number, queue.domain, name, most if most < count else 0))
-            groups.rotate(-1)
+            turn += 1
         return wanting
 
     def _hold(self, queue: Queue, count: int, now: float) -> bool:
         """Whether a domain's own limits keep its mail back, which then lets that of the other domains pass."""
         until = queue.may_go_at(now, count)
-        if until <= now or queue.group is None:
+        if until <= now:
             return False
-        queue.held_until = until
-        for line in queue.lines.values():
-            queue.group.backlog.remove(line)
+        queue.hold(until)
         if until < math.inf:
             self._agenda.arm(until, queue)
         return True
@@ -419,7 +428,7 @@ class Scheduler:
 
     def _is_too_old(self, queue: Queue, name: str, now: float) -> bool:
         """Whether an entry that has been tried has waited for bounce-after; one that was not gets its try."""
-        return ":" in name and entry.is_older(name, now - queue.bounce_after) and entry.state(name)[0] > 0
+        return entry.is_older(name, now - queue.bounce_after) and entry.state(name)[0] > 0
 
     def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
         """Give up what has waited too long behind a failure or a pause, tried or not."""
@@ -469,7 +478,6 @@ class Scheduler:
                 group.idle.remove(session)
                 self._sessions.forget(session)
                 self._decided.append(Close(session.number))
-        self._agenda.mark(site)
 
     def _retire(self, site: Site, now: float) -> None:
         """Forget a site without mail and sessions, once its rates do not need it; its condition is remembered."""

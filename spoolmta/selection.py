@@ -5,20 +5,15 @@
 
 The rules of `select` are asked in their order and the first that matches decides; what it does not say comes from the
 source. All that a rule asks for must match: `rcpt-to` any of the recipients, `match` any field of the header's name.
-Upper and lower case are the same, as in the domains of addresses.
+Upper and lower case are the same, as in the domains of addresses, unless a pattern begins with `(?-i)`.
 """
 
 from __future__ import annotations
 
-import functools
-import re
-
 from spoolmta import address, message
 from spoolmta.errors import MessageRefused
 from spoolmta.model import Config, Parsed, Select, Source, Struct
-
-MAX_VALUE = 4096
-"""Characters of a header field that are looked at: what strangers write must not keep us busy."""
+from spoolmta.pattern import compiled
 
 
 class Choice(Struct, frozen=True):
@@ -62,18 +57,13 @@ def _first_match(source: Source, parsed: Parsed, data: bytes) -> tuple[int, Sele
 
 def _matches(rule: Select, parsed: Parsed, data: bytes) -> bool:
     envelope = parsed.envelope
-    if rule.mail_from and not _expression(rule.mail_from).search(envelope.sender):
+    if rule.mail_from and not compiled(rule.mail_from, may_be_empty=True).is_in(envelope.sender):
         return False
     if rule.rcpt_to:
-        is_meant = _expression(rule.rcpt_to).search
+        is_meant = compiled(rule.rcpt_to, may_be_empty=True).is_in
         if not any(is_meant(recipient.address) for recipient in envelope.recipients):
             return False
     if not rule.header:
         return True
-    is_meant = _expression(rule.match).search
-    return any(is_meant(value[:MAX_VALUE]) for value in message.field_values(data, parsed, rule.header))
-
-
-@functools.lru_cache(maxsize=10_000)
-def _expression(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.IGNORECASE)
+    is_meant = compiled(rule.match, may_be_empty=True).is_in
+    return any(is_meant(value) for value in message.field_values(data, parsed, rule.header))

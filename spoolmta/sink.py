@@ -22,10 +22,11 @@ from typing import Any
 
 import msgspec
 
-from spoolmta import disk
+from spoolmta import disk, sink_tls
 from spoolmta.errors import SpoolError, UnavailableError, UsageError
+from spoolmta.sink_counts import Pair, endpoint
 from spoolmta.sink_script import Options, Replies, find_test_id, plain_body
-from spoolmta.sink_session import Pair, Session, endpoint
+from spoolmta.sink_session import Session
 
 __all__ = ["Options", "Sink", "run"]
 
@@ -47,10 +48,15 @@ class Sink:
         self.options = options or Options()
         if not 200 <= self.options.greeting <= 599:
             raise UsageError(f"{self.options.greeting} is no SMTP reply code for a greeting")
+        if self.options.starttls not in sink_tls.MODES:
+            raise UsageError(f"{self.options.starttls!r} is no way to do STARTTLS: {', '.join(sink_tls.MODES)}")
+        if self.options.tls_certificate:
+            sink_tls.server_context(self.options.tls_certificate, self.options.tls_version, self.options.tls_client_ca)
         self.replies = Replies(self.options)
         self.clock = clock
         self.addresses: list[str] = []
         self.by_source: Counter[str] = Counter()
+        self.tls_troubles: Counter[str] = Counter()  # handshakes that failed, by reason
         self.trouble = ""  # why the last line or file could not be written
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._connections: set[Session] = set()
@@ -132,7 +138,12 @@ class Sink:
             rows.append({"listening": listening, "source": source, **counts, "ehlo": dict(pair.names)})
         empty = Pair().counts()
         peaks = {"current": len(self._connections), "peak": self._peak}
-        return {"totals": {**empty, **totals, **peaks}, "trouble": self.trouble, "pairs": rows}
+        return {
+            "totals": {**empty, **totals, **peaks},
+            "trouble": self.trouble,
+            "tls_troubles": dict(self.tls_troubles),
+            "pairs": rows,
+        }
 
     def enter(self, connection: Session) -> Pair:
         self._connections.add(connection)
@@ -172,13 +183,15 @@ class Sink:
             "mail_from": connection.sender,
             "recipients": connection.recipients,
             "size": size,
+            "verb": connection.verb,
             "test_id": find_test_id(body),
+            **sink_tls.describe(connection.channel),
         }
         if self.options.maildir:
             self._files += 1
             line["file"] = name = f"{now:.6f}.{os.getpid()}_{self._files}.{self.options.host_name}"
             temporary = os.path.join(self.options.maildir, "tmp", name)
-            disk.write_new(temporary, plain_body(body[:size]))
+            disk.write_new(temporary, body[:size] if connection.verb == "BDAT" else plain_body(body[:size]))
             disk.rename(temporary, os.path.join(self.options.maildir, "new", name))
         if self._record is None:
             return

@@ -156,6 +156,15 @@ class Options:
     enhanced_status_codes: bool = True
     smtputf8: bool = True
     dsn: bool = True
+    chunking: bool = False
+    limits: str = ""  # of RFC 9422, as in "RCPTMAX=10 MAILMAX=5": offered, not enforced
+    max_size: int = MAXIMUM_SIZE  # offered and enforced
+    auth: str = ""  # mechanisms; then MAIL needs a login as `login`, "NAME:PASSWORD"
+    login: str = "user:password"
+    tls_certificate: str = ""  # PEM with the key; offers STARTTLS
+    tls_version: str = ""  # the only one spoken
+    tls_client_ca: str = ""  # demands a client's certificate
+    starttls: str = "ok"  # how well it is done: see sink_tls
     reuse_port: bool = False  # several processes on one address
     record: str = ""
     maildir: str = ""
@@ -179,17 +188,22 @@ class Replies:
         for offered, text, mail_keys, rcpt_keys in (
             (options.pipelining, "PIPELINING", (), ()),
             (options.eight_bit_mime, "8BITMIME", ("BODY",), ()),
-            (options.size, f"SIZE {MAXIMUM_SIZE}", ("SIZE",), ()),
+            (options.size, f"SIZE {options.max_size}", ("SIZE",), ()),
             (options.enhanced_status_codes, "ENHANCEDSTATUSCODES", (), ()),
             (options.smtputf8, "SMTPUTF8", ("SMTPUTF8",), ()),
             (options.dsn, "DSN", ("RET", "ENVID"), ("NOTIFY", "ORCPT")),
+            (options.chunking, "CHUNKING", (), ()),
+            (options.limits, f"LIMITS {options.limits}", (), ()),
+            (options.auth, f"AUTH {options.auth}", (), ()),
         ):
             if offered:
                 offers.append(text)
                 self.mail_keys.update(mail_keys)
                 self.rcpt_keys.update(rcpt_keys)
         lines = [f"250-{text}\r\n" for text in offers]
-        self.ehlo = "".join([*lines[:-1], lines[-1].replace("250-", "250 ", 1)]).encode()
+        self.ehlo = self.ehlo_in_tls = "".join([*lines[:-1], lines[-1].replace("250-", "250 ", 1)]).encode()
+        if options.tls_certificate:
+            self.ehlo = "".join([*lines, "250 STARTTLS\r\n"]).encode()
         self.helo = f"250 {options.host_name}\r\n".encode()
         self.mail = reply(250, "2.1.0", "Ok")
         self.rcpt = reply(250, "2.1.5", "Ok")
@@ -206,5 +220,25 @@ class Replies:
         self.utf8 = reply(553, "5.6.7", "Address needs SMTPUTF8")
         self.too_big = reply(552, "5.3.4", "Message too big")
         self.too_many = reply(452, "4.5.3", "Too many recipients")
+        self.logged_in = reply(235, "2.7.0", "Welcome")
+        self.bad_login = reply(535, "5.7.8", "Wrong name or password")
+        self.no_mechanism = reply(504, "5.5.4", "No such mechanism")
+        self.need_login = reply(530, "5.7.0", "Authentication required")
+        self.chunk = reply(250, "2.0.0", "Chunk taken")
         self.enough = reply(421, "4.7.0", "Too many messages on this connection")
         self.crowd = reply(421, "4.7.0", "Too many connections from this address")
+
+    def bad_parameter(self, text: str, known: set[str], max_size: int) -> bytes | None:
+        """The refusal of the parameters of MAIL or RCPT, if one of them is not right."""
+        for parameter in text.split():
+            key, _, value = parameter.partition("=")
+            key = key.upper()
+            if key not in known:
+                return self.parameter
+            if key == "SIZE" and not (value.isascii() and value.isdigit()):
+                return self.syntax
+            if key == "SIZE" and int(value) > max_size:
+                return self.too_big
+            if key == "BODY" and value.upper() not in ("7BIT", "8BITMIME"):
+                return self.syntax
+        return None

@@ -9,6 +9,8 @@ start is an empty message.
 What a message counts as: it is accepted when the 2xx to its dot is decided, that is after a scripted delay, and it
 is never both accepted and `drop-at-dot` or `silent-at-dot`.
 
+With CHUNKING the octets of a BDAT are counted off, and thrown away where there is no transaction for them.
+
 Sizes are those of the wire: with the doubled dots, without the final dot line. Extensions that are switched off are
 not only not offered: their MAIL and RCPT parameters are refused, and without PIPELINING a command that came before
 the reply to the one before it is answered 503.
@@ -17,13 +19,16 @@ the reply to the one before it is answered 503.
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import struct
-from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from spoolmta import sink_tls
 from spoolmta.errors import SpoolError
+from spoolmta.sink_auth import Login, login
+from spoolmta.sink_counts import endpoint
 from spoolmta.sink_script import (
     GARBAGE_REPLY,
     LONG_REPLY,
@@ -36,6 +41,7 @@ from spoolmta.sink_script import (
     behaviour_of,
     scripted_reply,
 )
+from spoolmta.tls_channel import Channel
 
 if TYPE_CHECKING:
     from spoolmta.sink import Sink
@@ -44,38 +50,7 @@ LINE_LIMIT = 8192
 HEAD_LIMIT = 65_536  # how much of a body is kept to look for X-Test-Id
 INPUT_LIMIT = 1_048_576
 NAMES_LIMIT = 1000  # EHLO names remembered for each pair of addresses
-
 _END = b"\r\n.\r\n"
-
-
-class Pair:
-    """The counts of one listening address and one source address."""
-
-    def __init__(self) -> None:
-        self.connections = self.current = self.peak = 0
-        self.turned_away = 0  # connections over max_connections
-        self.accepted = self.rejected = self.dropped = 0  # messages by the fate of their dot
-        self.recipients = self.refused = self.bytes = 0
-        self.too_early = 0  # input that came with DATA before its reply, or at all without PIPELINING
-        self.names: Counter[str] = Counter()
-
-    def __repr__(self) -> str:
-        return f"Pair({self.counts()})"
-
-    def counts(self) -> dict[str, int]:
-        return {
-            "connections": self.connections,
-            "current": self.current,
-            "peak": self.peak,
-            "connections_refused": self.turned_away,
-            "messages": self.accepted,
-            "messages_refused": self.rejected,
-            "messages_dropped": self.dropped,
-            "recipients_accepted": self.recipients,
-            "recipients_refused": self.refused,
-            "bytes": self.bytes,
-            "too_early": self.too_early,
-        }
 
 
 class Session(asyncio.Protocol):
@@ -90,8 +65,15 @@ class Session(asyncio.Protocol):
         self.out: list[bytes] = []
         self.in_body = self.waiting = self.over = self.reset_on_close = self.silent = False
         self.held = False  # replies wait for the record
+        self.channel: Channel | None = None
+        self.discards = False  # what came behind STARTTLS
+        self.says_to_hello: bytes | None = None  # instead of a handshake
         self.timer: asyncio.TimerHandle | None = None
         self.messages = 0
+        self.in_chunk = self.is_last_chunk = False
+        self.chunk_left = 0
+        self.login: Login | None = None
+        self.may_send = not self.options.auth
         self.new_transaction()
 
     def __repr__(self) -> str:
@@ -101,6 +83,7 @@ class Session(asyncio.Protocol):
         self.sender: str | None = None
         self.utf8 = False
         self.recipients: list[str] = []
+        self.verb = ""  # DATA or BDAT, once there is content
         self.at_data: Behaviour | None = None
         self.at_dot: Behaviour | None = None
 
@@ -136,6 +119,10 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.over:
             return
+        if self.says_to_hello is not None:
+            self.finish(self.says_to_hello)
+            self.flush()
+            return
         if self.kept:
             data = self.kept + data
         if self.waiting:
@@ -152,12 +139,18 @@ class Session(asyncio.Protocol):
             if self.in_body:
                 position = self.body(data, position)
                 continue
+            if self.in_chunk:
+                position = self.chunk(data, position)
+                continue
             end = data.find(b"\n", position)
             if end < 0:
                 break
             line = data[position:end]
             position = end + 1
             self.line(line, position < size)
+            if self.discards:
+                self.discards, self.kept = False, b""
+                return
         self.kept = b"" if self.over else data[position:]
         if len(self.kept) > LINE_LIMIT and not self.waiting:
             self.finish(self.replies.line)
@@ -193,6 +186,9 @@ class Session(asyncio.Protocol):
         except UnicodeDecodeError:
             self.out.append(replies.syntax)
             return
+        if self.login is not None:
+            self.go_on_with_login(text)
+            return
         verb = text[:4].upper()
         if more and (not self.options.pipelining or verb == "DATA"):
             self.pair.too_early += 1
@@ -217,12 +213,23 @@ class Session(asyncio.Protocol):
         if name in self.pair.names or len(self.pair.names) < NAMES_LIMIT:
             self.pair.names[name] += 1
         self.new_transaction()
-        self.out.append(self.replies.ehlo if text[0] in "Ee" else self.replies.helo)
+        ehlo = self.replies.ehlo if self.channel is None else self.replies.ehlo_in_tls
+        self.out.append(ehlo if text[0] in "Ee" else self.replies.helo)
+
+    def secured(self) -> None:
+        self.name = ""  # all that was said before TLS is forgotten
+
+    def not_secured(self, reason: str) -> None:
+        self.sink.tls_troubles[reason] += 1
+        self.over = True
+        self.transport.close()
 
     def mail(self, text: str) -> None:
         replies = self.replies
         found = MAIL_COMMAND.fullmatch(text)
-        if not self.name or self.sender is not None:
+        if not self.may_send:
+            self.out.append(replies.need_login)
+        elif not self.name or self.sender is not None:
             self.out.append(replies.order)
         elif self.options.max_messages and self.messages >= self.options.max_messages:
             self.finish(replies.enough)
@@ -248,19 +255,9 @@ class Session(asyncio.Protocol):
             self.sender = address
 
     def bad_parameter(self, text: str, known: set[str]) -> bytes | None:
-        for parameter in text.split():
-            key, _, value = parameter.partition("=")
-            key = key.upper()
-            if key not in known:
-                return self.replies.parameter
-            if key == "SIZE" and not (value.isascii() and value.isdigit()):
-                return self.replies.syntax
-            if key == "SIZE" and int(value) > MAXIMUM_SIZE:
-                return self.replies.too_big
-            if key == "BODY" and value.upper() not in ("7BIT", "8BITMIME"):
-                return self.replies.syntax
-            self.utf8 |= key == "SMTPUTF8"
-        return None
+        problem = self.replies.bad_parameter(text, known, self.options.max_size)
+        self.utf8 |= problem is None and "SMTPUTF8" in text.upper().split()
+        return problem
 
     def rcpt(self, text: str) -> None:
         replies = self.replies
@@ -317,9 +314,72 @@ class Session(asyncio.Protocol):
             self.out.append(self.replies.data)
             self.in_body = True
             self.tail = b"\r\n"
-            self.received = 0
-            self.chunks: list[bytes] = []
-            self.chunks_limit = MAXIMUM_SIZE if self.options.maildir else HEAD_LIMIT if self.options.record else 0
+            self.begin_content("DATA")
+
+    def begin_content(self, verb: str) -> None:
+        self.verb = verb
+        self.received = 0
+        self.chunks: list[bytes] = []
+        self.chunks_limit = MAXIMUM_SIZE if self.options.maildir else HEAD_LIMIT if self.options.record else 0
+
+    def bdat(self, text: str) -> None:
+        """RFC 3030 section 2: the octets are read in any case; without a transaction they are thrown away."""
+        words = text.split()
+        if len(words) not in (2, 3) or not (words[1].isascii() and words[1].isdigit()) or len(words[1]) > 12:
+            self.finish(self.replies.syntax)
+        elif not self.options.chunking:
+            self.out.append(self.replies.unknown)
+        else:
+            if self.recipients and not self.verb:
+                self.begin_content("BDAT")
+            self.in_chunk, self.chunk_left, self.is_last_chunk = True, int(words[1]), len(words) == 3
+            if not self.chunk_left:
+                self.end_chunk()
+
+    def chunk(self, data: bytes, start: int) -> int:
+        stop = min(len(data), start + self.chunk_left)
+        self.chunk_left -= stop - start
+        if self.verb:
+            if self.received < self.chunks_limit:
+                self.chunks.append(data[start:stop])
+            self.received += stop - start
+        if not self.chunk_left:
+            self.end_chunk()
+        return stop
+
+    def end_chunk(self) -> None:
+        self.in_chunk = False
+        if not self.verb:
+            self.out.append(self.replies.order)
+        elif not self.is_last_chunk:
+            self.out.append(self.replies.chunk)
+        elif self.at_data is not None:
+            self.perform(self.at_data, self.recipients[0])
+            self.new_transaction()
+        else:
+            self.received += 3  # as if the dot line had come: sizes are without it
+            self.dot()
+
+    def auth(self, text: str) -> None:
+        words = text.split()
+        if len(words) not in (2, 3) or words[1].upper() not in self.options.auth.upper().split():
+            self.out.append(self.replies.no_mechanism)
+            return
+        name, _, password = self.options.login.partition(":")
+        self.login = login(words[1].upper(), words[2].encode() if len(words) == 3 else None, name, password)
+        self.go_on_with_login(None)
+
+    def go_on_with_login(self, text: str | None) -> None:
+        assert self.login is not None
+        try:
+            challenge = next(self.login) if text is None else self.login.send(text.encode())
+        except StopIteration as stop:
+            self.login = None
+            self.may_send |= bool(stop.value)
+            replies = {True: self.replies.logged_in, False: self.replies.bad_login, None: self.replies.syntax}
+            self.out.append(replies[stop.value])
+        else:
+            self.out.append(b"334 " + base64.b64encode(challenge) + b"\r\n")
 
     def body(self, data: bytes, start: int) -> int:
         """Take body bytes from `data[start:]`; returns where the commands go on."""
@@ -346,7 +406,7 @@ class Session(asyncio.Protocol):
 
     def dot(self) -> None:
         behaviour = self.at_dot
-        if self.received - 3 > MAXIMUM_SIZE:
+        if self.received - 3 > self.options.max_size:
             self.pair.rejected += 1
             self.out.append(self.replies.too_big)
             self.new_transaction()
@@ -429,15 +489,12 @@ _COMMANDS: dict[str, Callable[[Session, str], None]] = {
     "HELO": Session.hello,
     "MAIL": Session.mail,
     "RCPT": Session.rcpt,
+    "STAR": sink_tls.starttls,
     "DATA": Session.data,
+    "BDAT": Session.bdat,
+    "AUTH": Session.auth,
     "RSET": Session.restart,
     "NOOP": Session.nothing,
     "VRFY": Session.verify,
     "QUIT": Session.quit,
 }
-
-
-def endpoint(name: tuple[Any, ...]) -> str:
-    """A socket name as ADDRESS:PORT."""
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{host}:{name[1]}"

@@ -25,6 +25,7 @@ class Queue:
         "failure",
         "group",
         "held_until",
+        "is_limited",
         "lines",
         "locating",
         "own_limiter",
@@ -48,6 +49,7 @@ class Queue:
         self.active = 0
         self.held_until = 0.0
         self.bounce_after = math.inf
+        self.is_limited = False
 
     def __repr__(self) -> str:
         return f"Queue({self.domain}, lines={self.lines}, waiting={len(self.waiting)}, {self.group}, {self.reason!r})"
@@ -72,6 +74,16 @@ class Queue:
         if state.paused is None:
             return state.blocked_until
         return state.paused.until or math.inf
+
+    def hold(self, until: float) -> None:
+        """Its mail does not take part in its group until then (infinity: until one of its messages is done)."""
+        self.held_until = until
+        self.unlist()
+
+    def unlist(self) -> None:
+        if self.group is not None:
+            for line in self.lines.values():
+                self.group.backlog.remove(line)
 
     def take_ready(self, most: int) -> list[str]:
         """Up to so many ready names, taken out."""
@@ -107,10 +119,7 @@ class Queue:
             self.own_limiter = RateLimiter(own.max_msg_rate, cells)
         else:
             self.own_limiter.set_rate(own.max_msg_rate, now)
-
-    @property
-    def is_limited(self) -> bool:
-        return self.own_limiter is not None or self.own_sessions > 0
+        self.is_limited = self.own_limiter is not None or self.own_sessions > 0
 
     def may_go_at(self, now: float, count: int) -> float:
         """When its own limits let the next message go: now or before, later, or (infinity) when one is done."""
@@ -151,7 +160,7 @@ class Site:
 
     `cohort` is the first session that began after the last cut of the window: older ones that fail belong to the same
     trouble. `hold` is what keeps mail from going out now: the directive, or what else it is. `is_crowded`: mail waits
-    that no session here can carry.
+    that no session here can carry. `tick_at`: when something in its condition ends.
     """
 
     __slots__ = (
@@ -167,6 +176,7 @@ class Site:
         "opened_at",
         "policy",
         "sessions",
+        "tick_at",
     )
 
     def __init__(self, key: str, policy: DomainPolicy, condition: Condition, limits: Limits) -> None:
@@ -182,6 +192,7 @@ class Site:
         self.opened_at = 0.0
         self.hold = ""
         self.is_crowded = False
+        self.tick_at = math.inf
 
     def __repr__(self) -> str:
         return f"Site({self.key}, sessions={len(self.sessions)}, {self.condition}, held by {self.hold!r})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from spoolmta import condition
@@ -31,6 +30,9 @@ class Sites:
         self._sources = sources
         self._chance = chance
         self._cells_for = cells_for
+        self._told: dict[str, int] = {}
+        self.news: list[tuple[str, str]] = []
+        """What happened to which site, to be told to the operator; whoever tells it empties the list."""
 
     def __repr__(self) -> str:
         return f"Sites({self.by_key}, {self.memory})"
@@ -38,10 +40,12 @@ class Sites:
     def make(self, key: str, policy: DomainPolicy, now: float) -> Site:
         """A site that gets mail, in the condition it was left in."""
         state = self.memory.take(key)
+        self._told[key] = state.noted
         condition.tick(state, policy, now)
         limits = Limits(key, policy, condition.in_force(policy, state), self._cells_for, now)
         site = self.by_key[key] = Site(key, policy, state, limits)
-        self._agenda.arm(min(condition.next_time(state), max(now, state.blocked_until)), site)
+        site.tick_at = condition.next_time(state)
+        self._agenda.arm(min(site.tick_at, max(now, state.blocked_until)), site)
         return site
 
     def condition_of(self, key: str) -> Condition:
@@ -54,9 +58,10 @@ class Sites:
         every = self.memory.all() | {site.key: site.condition for site in self.by_key.values()}
         return {key: state for key, state in every.items() if not state.is_ordinary(now)}
 
-    def block(self, site: Site, now: float, reason: str, pause: float | None) -> bool:
-        """Hold a site after a failure: for `pause` seconds, or by its retry-after if that is None. Sessions that fail
-        while it is blocked belong to the same failure; True if it is a new one."""
+    def block(self, site: Site, now: float, reason: str, pause: float | None, asked: float = 0.0) -> bool:
+        """Hold a site after a failure: for `pause` seconds, or if that is None (a failure of its own) for as long as it
+        asked, or by its retry-after. Sessions that fail while it is blocked belong to the same failure; True if it is
+        a new one."""
         self._agenda.mark(site)
         state = site.condition
         if state.blocked_until > now:
@@ -64,7 +69,7 @@ class Sites:
         state.reason = reason
         if pause is None:
             state.failures += 1
-            pause = pick(site.limits.force.retry_after, state.failures)
+            pause = asked or pick(site.limits.force.retry_after, state.failures)
         state.blocked_until = now + pause * (1 + JITTER * self._chance())
         return True
 
@@ -74,9 +79,17 @@ class Sites:
         condition.tick(state, site.policy, now)
         if site.policy.backoff_upon_all_sources_disabled and self._sources.are_all_disabled(site):
             condition.enter_backoff(state, site.policy, now, "all source addresses are disabled")
+        self.tell(site.key, state)
         site.limits.set_policy(site.policy, condition.in_force(site.policy, state), now)
-        if (again := condition.next_time(state)) < math.inf:
-            self._agenda.arm(again, site)
+        site.tick_at = condition.next_time(state)
+        self._agenda.mark(site)
+
+    def tell(self, key: str, state: Condition) -> None:
+        """Its events since the last time are news."""
+        fresh = min(state.noted - self._told.get(key, 0), len(state.events))
+        if fresh > 0:
+            self.news += [(key, event.text) for event in state.events[-fresh:]]
+        self._told[key] = state.noted
 
     def forget(self, site: Site, now: float) -> None:
         """A site has neither mail nor sessions any more."""
@@ -84,4 +97,5 @@ class Sites:
             self.memory.put(site.key, site.condition)
         if self.by_key.get(site.key) is site:
             del self.by_key[site.key]
+            self._told.pop(site.key, None)
         self._agenda.forget(site)

@@ -16,7 +16,7 @@ from typing import cast
 
 import msgspec
 
-from spoolmta import disk
+from spoolmta import disk, trigger
 from spoolmta.condition import Condition
 from spoolmta.model import Struct
 from spoolmta.rate import CELLS, Cells, is_remembered
@@ -28,10 +28,11 @@ _FIRST_SLOTS = 16
 
 
 class State(Struct, frozen=True):
-    """`wake` is in Unix seconds, 0 for never."""
+    """`wake` is in Unix seconds, 0 for never. `counts` are those of response rules (`trigger.State`)."""
 
     wake: float
     sites: dict[str, Condition]
+    counts: trigger.State = msgspec.field(default_factory=trigger.State)
 
 
 def load(layout: Layout, vmta: str) -> State:
@@ -43,9 +44,9 @@ def load(layout: Layout, vmta: str) -> State:
         return State(0.0, {})
 
 
-def save(layout: Layout, vmta: str, wake: float, sites: dict[str, Condition]) -> None:
+def save(layout: Layout, vmta: str, wake: float, sites: dict[str, Condition], counts: trigger.State) -> None:
     """Leave the state, durably; `wake` infinity for never."""
-    value = State(0.0 if wake == math.inf else wake, sites)
+    value = State(0.0 if wake == math.inf else wake, sites, counts)
     disk.replace(layout.state(vmta), msgspec.json.encode(value))
 
 

@@ -349,7 +349,7 @@ class Supervisor:
         marked = markers.members(self._layout)
         for name in sorted(os.listdir(self._layout.queue)):
             is_marked = name in marked and name in self._config.vmtas
-            if not is_marked and not _holds_mail(f"{self._layout.queue}/{name}"):
+            if not is_marked and not spool_layout.holds_mail(f"{self._layout.queue}/{name}"):
                 continue
             if name in self._config.vmtas:
                 if f"deliver/{name}" not in self._roles:
@@ -480,21 +480,6 @@ class Supervisor:
             "restarts": row[Cell.RESTARTS],
             "disk_full": bool(row[Cell.TROUBLE]),
         }
-
-
-def _holds_mail(path: str) -> bool:
-    try:
-        for domain in os.listdir(path):
-            for folder in ("new", "cur"):
-                with (
-                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
-                    os.scandir(f"{path}/{domain}/{folder}") as names,
-                ):
-                    if next(names, None) is not None:
-                        return True
-    except NotADirectoryError:
-        pass
-    return False
 
 
 def run(path: str) -> None:

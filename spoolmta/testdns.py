@@ -6,7 +6,8 @@
      "*.bulk.test": {"MX": ["10 mx.bulk.test"]},     any name below bulk.test that is not in the dict itself
      "nx.test": "NXDOMAIN", "sf.test": "SERVFAIL", "no.test": "REFUSED", "silent.test": "DROP",
      "slow.test": {"delay": 2.0, "A": ["127.0.0.3"]},
-     "half.test": {"MX": "SERVFAIL", "A": ["127.0.0.4"]}}      one type of a name fails
+     "half.test": {"MX": "SERVFAIL", "A": ["127.0.0.4"]},      one type of a name fails
+     "safe.test": {"AD": true, "MX": ["10 mx.safe.test"]}}      validated by DNSSEC, it says to who asks for that
 
 Names in record data are absolute. What a question gets: the records; else the CNAME, followed as far as the dict
 goes; else, for a name that exists (in the dict, or only above one that is), NODATA with the SOA; else NXDOMAIN with
@@ -56,6 +57,7 @@ class _Entry:
     word: str = ""
     delay: float = 0.0
     ttl: int = DEFAULT_TTL
+    is_validated: bool = False
     words: dict[str, str] = field(default_factory=dict)
     records: dict[str, dns.rdataset.Rdataset] = field(default_factory=dict)
 
@@ -69,8 +71,9 @@ def _parse(name: str, value: object) -> _Entry:
         raise ConfigError(f"{name}: a table or one of {', '.join(WORDS)} is needed")
     try:
         entry = _Entry(delay=float(value.get("delay", 0)), ttl=int(value.get("TTL", DEFAULT_TTL)))
+        entry.is_validated = bool(value.get("AD", False))
         for kind, data in value.items():
-            if kind in ("delay", "TTL"):
+            if kind in ("delay", "TTL", "AD"):
                 continue
             if isinstance(data, str) and data in WORDS:
                 entry.words[kind.upper()] = data
@@ -194,6 +197,8 @@ class DnsServer:
         self.tcp_questions += over_tcp
         response = dns.message.make_response(query)
         response.flags |= dns.flags.AA
+        if query.flags & dns.flags.AD or query.ednsflags & dns.flags.DO:
+            response.flags |= dns.flags.AD
         delay = self._fill(response, asked.name, kind)
         if delay is None:
             return
@@ -217,6 +222,8 @@ class DnsServer:
         delay = 0.0
         for _ in range(CNAME_LIMIT):
             entry, apex = self._find(_lowered(name))
+            if not self._is_validated(entry, apex):
+                response.flags &= ~dns.flags.AD
             if entry is None:
                 if apex is None:
                     # The end of a chain that leaves our names is the resolver's business.
@@ -243,6 +250,11 @@ class DnsServer:
             response.answer.append(_named(name, alias))
             name = alias[0].target
         return delay
+
+    def _is_validated(self, entry: _Entry | None, apex: dns.name.Name | None) -> bool:
+        """What does not exist is validated where the name above it is."""
+        above = self._entries.get(apex) if apex is not None else None
+        return any(one is not None and one.is_validated for one in (entry, above))
 
     def _find(self, name: dns.name.Name) -> tuple[_Entry | None, dns.name.Name | None]:
         """What the dict says about a name, and the nearest name at or above it."""

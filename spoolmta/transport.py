@@ -18,19 +18,33 @@ import msgspec
 from spoolmta.model import Answer, Failure, FailureKind, Reply, Stage
 from spoolmta.smtp.client import Capabilities, Refused, Result, Step, WireError
 from spoolmta.smtp.wire import ProtocolError, ReplyParser
+from spoolmta.tls import Handshake
+from spoolmta.tls_channel import Channel
 
 QUIT_WAIT = 5.0
+MIN_RATE = 500
+"""Bytes a second that a receiver has to take of what is sent, as in Postfix: one that takes less only holds us up."""
+MAX_WAIT = 10
+"""The replies to one write may take this many times the timeout of one reply, each within its own timeout."""
 _IP_BIND_ADDRESS_NO_PORT = 24
 
 Done = Callable[[Any], None]
 
 
 class Connection(asyncio.Protocol):
-    """One SMTP connection. `timeouts` are seconds per stage; `on_lost` is called when it ends while no dialogue
-    runs."""
+    """One SMTP connection. `timeouts` are seconds per stage, `reply_timeout` how long a multi-line reply may take from
+    its first line on; `on_lost` is called when it ends while no dialogue runs.
+
+    The one deadline is set anew for each step of a dialogue and each complete reply, never for each byte. While the
+    receiver does not take what is sent, it has `Stage.TRANSFER` for each MIN_RATE * that many bytes.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, timeouts: Mapping[Stage, float], on_lost: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeouts: Mapping[Stage, float],
+        on_lost: Callable[[], None],
+        reply_timeout: float = 300.0,
     ) -> None:
         self._loop = loop
         self._timeouts = timeouts
@@ -43,9 +57,15 @@ class Connection(asyncio.Protocol):
         self._awaited = 0
         self._early = b""
         self.stage = Stage.CONNECT
-        self._deadline = 0.0
+        self._reply_timeout = reply_timeout
+        self._is_inside_reply = self._is_sending = False
+        self._unsent = 0
+        self._began = self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._is_quitting = False
+        self.handshake: Handshake | None = None
+        """How a dialogue's step that starts TLS is done; set by whoever opens the connection."""
+        self.channel: Channel | None = None
 
     def __repr__(self) -> str:
         return f"Connection(stage={self.stage}, awaited={self._awaited}, quitting={self._is_quitting})"
@@ -54,6 +74,11 @@ class Connection(asyncio.Protocol):
     def is_busy(self) -> bool:
         return self._dialogue is not None
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether all that is said now is said inside TLS."""
+        return self.channel is not None and self.channel.is_ready
+
     def run(self, dialogue: Generator[Step, list[Reply], Any], done: Done) -> None:
         """Drive a dialogue; `done` gets its result, or the Refused it raised. Never raises."""
         self._dialogue, self._done = dialogue, done
@@ -61,6 +86,9 @@ class Connection(asyncio.Protocol):
             step = next(dialogue)
         except StopIteration as stop:
             self._finish(stop.value)
+            return
+        except Refused as refused:
+            self._finish(refused)
             return
         if self._transport is None or self._transport.is_closing():
             self.stage = step.stage
@@ -74,7 +102,7 @@ class Connection(asyncio.Protocol):
     def quit(self) -> None:
         """Say QUIT and leave when the server has answered, or after a while (RFC 5321 section 4.1.1.10)."""
         self._on_lost = None
-        if self._transport is None or self._transport.is_closing():
+        if self._is_quitting or self._transport is None or self._transport.is_closing():
             return
         self._is_quitting = True
         self._transport.write(b"QUIT\r\n")
@@ -100,18 +128,21 @@ class Connection(asyncio.Protocol):
         except ProtocolError as error:
             self._fail(Failure(FailureKind.PROTOCOL, str(error)))
             return
-        if not replies:
-            return
         self._replies += replies
         missing = self._awaited - len(self._replies)
         if missing > 0:
+            self._wait_on(bool(replies))
             return
+        self._is_inside_reply = False
         goodbye = self._read_surplus(missing)
         answered, self._replies = self._replies, []
         if not self.is_busy:
             return
         try:
             step = self._dialogue.send(answered)
+            if goodbye is not None and goodbye.code != 421 and step.stage is Stage.EOD:
+                self.stage = Stage.EOD
+                step = self._dialogue.send([goodbye])  # it has refused what it has not seen, and need not see it
         except StopIteration as stop:
             result: Any = stop.value
         except Refused as refused:
@@ -129,12 +160,15 @@ class Connection(asyncio.Protocol):
         self._finish(result)
 
     def _read_surplus(self, missing: int) -> Reply | None:
-        """The 421 with which a server may take its leave right behind an answer (RFC 5321 section 3.8).
+        """The 421 with which a server may take its leave right behind an answer (RFC 5321 section 3.8), or the refusal
+        of a message right behind the 354 to its DATA.
 
         Any other surplus means that it is out of step: which reply answers which command is not known any more. So is
         a server that accepts a message before it has all of it; one that refuses it so early cannot carry another.
         """
         if missing == -1 and self._parser.is_between_replies and self._replies[-1].code == 421:
+            return self._replies.pop()
+        if missing == -1 and self._parser.is_between_replies and _is_refused_unseen(self._replies):
             return self._replies.pop()
         if missing or not self._parser.is_between_replies:
             self._fail(Failure(FailureKind.PROTOCOL, "the server sent more replies than there were commands"))
@@ -143,6 +177,15 @@ class Connection(asyncio.Protocol):
                 return self._replies[-1]
             self._fail(Failure(FailureKind.PROTOCOL, "the server answered before the end of the message"))
         return None
+
+    def pause_writing(self) -> None:
+        """The receiver does not take what is sent as fast as we can send it."""
+        self._is_sending = True
+
+    def resume_writing(self) -> None:
+        self._is_sending = False
+        if self.is_busy:
+            self._set_timer(self._timeouts[self.stage])
 
     def connection_lost(self, error: Exception | None) -> None:
         self._cancel_timer()
@@ -157,7 +200,34 @@ class Connection(asyncio.Protocol):
             on_lost, self._on_lost = self._on_lost, None
             on_lost()
 
+    # What the channel tells
+
+    def secured(self) -> None:
+        """The handshake is done: go on inside TLS, if what the server showed will do."""
+        if self._dialogue is None or self.channel is None or self.handshake is None:
+            return
+        problem = self.handshake.problem(self.channel)
+        if problem:
+            self._fail(Failure(FailureKind.TLS, problem))
+        else:
+            self._start(self._dialogue.send([]))
+
+    def not_secured(self, reason: str) -> None:
+        """The handshake, or TLS after it, has failed."""
+        if self._dialogue is None:
+            self._close()
+        else:
+            self._fail(Failure(FailureKind.TLS, f"TLS with the host failed: {reason}"))
+
     # Inside
+
+    def _begin_tls(self) -> None:
+        assert self.handshake is not None
+        assert self._transport is not None
+        made = self.handshake
+        self.channel = Channel(self._transport, self, made.context, server_name=made.server_name, session=made.session)
+        self._transport = self.channel
+        self.channel.begin()
 
     def _read_unasked(self, data: bytes) -> None:
         """Bytes while no dialogue runs: the greeting may come before we listen; the reply to QUIT; else the server is
@@ -172,7 +242,29 @@ class Connection(asyncio.Protocol):
         self._awaited = step.replies
         if step.data and self._transport is not None:
             self._transport.write(step.data)
-        self._set_timer(self._timeouts[step.stage])
+        if self._is_sending:
+            self._watch_sending()
+        else:
+            self._set_timer(self._timeouts[step.stage])
+        self._began = self._deadline
+        if step.starts_tls:
+            self._begin_tls()
+
+    def _watch_sending(self) -> None:
+        """Look again after a while how much was taken."""
+        self._unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        self._set_timer(self._timeouts[Stage.TRANSFER])
+
+    def _wait_on(self, has_reply: bool) -> None:
+        """Some of the replies are here, or a part of one."""
+        if has_reply and not self._is_sending:
+            timeout = self._timeouts[self.stage]
+            self._set_timer(min(timeout, self._began + (MAX_WAIT - 1) * timeout - self._loop.time()))
+        if not self._parser.is_inside_reply:
+            self._is_inside_reply = False
+        elif has_reply or not self._is_inside_reply:
+            self._is_inside_reply = True
+            self._set_timer(min(self._reply_timeout, self._deadline - self._loop.time()))
 
     def _fail(self, failure: Failure) -> None:
         """Throw trouble into the dialogue; the connection is over."""
@@ -181,7 +273,7 @@ class Connection(asyncio.Protocol):
             return
         self._replies = []
         try:
-            dialogue.throw(WireError(failure, replies))
+            dialogue.throw(WireError(failure, replies, is_unsent=self._is_sending))
         except StopIteration as stop:
             result: Any = stop.value
         except Refused as refused:
@@ -214,6 +306,10 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _is_taken_fast_enough(self) -> bool:
+        left = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self._unsent - left >= MIN_RATE * self._timeouts[Stage.TRANSFER]
+
     def _on_timer(self) -> None:
         self._timer = None
         if self._is_quitting:
@@ -221,8 +317,15 @@ class Connection(asyncio.Protocol):
         elif self._dialogue is not None:
             if self._loop.time() < self._deadline:
                 self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            elif self._is_sending and self._is_taken_fast_enough():
+                self._watch_sending()
             else:
                 self._fail(Failure(FailureKind.TIMEOUT, f"no answer in time ({self.stage.value})"))
+
+
+def _is_refused_unseen(replies: list[Reply]) -> bool:
+    """Whether the last reply refuses the message that the one before it asks for."""
+    return len(replies) > 1 and replies[-1].code >= 400 and 300 <= replies[-2].code < 400
 
 
 def _closed(result: Any, stage: Stage, goodbye: Reply) -> Any:

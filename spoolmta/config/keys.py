@@ -6,7 +6,10 @@ of `model`.
 
 from __future__ import annotations
 
-from spoolmta.config import plans, rates, values
+import tomllib
+from typing import Any
+
+from spoolmta.config import plans, rates, responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
@@ -15,6 +18,7 @@ PATH = Kind(values.read_path)
 GLOBAL: dict[str, Kind] = {
     "host-name": values.HOST_NAME,
     "user": values.USER,
+    "custom-dsn-from-header": values.AUTHOR,
     "sleep-after": duration("1m", is_zero_allowed=True),
     "event-loop": choice("uvloop", "asyncio"),
     "include": values.TEXTS,
@@ -25,7 +29,12 @@ SPOOL: dict[str, Kind] = {
     "min-free-inodes": number(1000),
 }
 PICKUP: dict[str, Kind] = {"copy": choice("auto", "always", "never")}
-DNS: dict[str, Kind] = {"nameservers": values.NAMESERVERS}
+DNS: dict[str, Kind] = {
+    "nameservers": values.NAMESERVERS,
+    "allow-loopback-mx": values.FLAG,
+    "dnssec-trusted": values.FLAG,
+    "mta-sts-port": values.PORT,
+}
 SOURCE: dict[str, Kind] = {
     "default-virtual-mta": values.TEXT,
     "process-x-virtual-mta": values.FLAG,
@@ -34,6 +43,8 @@ SOURCE: dict[str, Kind] = {
     "recipient-priority": number(50, 0, 100),
     "pickup": PATH,
     "max-message-size": size(1),
+    "suppress-local-dsn": values.FLAG,
+    "dsn-return-default": choice("full", "headers"),
 }
 SELECT: dict[str, Kind] = {
     "mail-from": values.EXPRESSION,
@@ -69,6 +80,8 @@ DOMAIN: dict[str, Kind] = {
     "smtp-out-rampup-interval": duration("1s", is_zero_allowed=True),
     "max-msg-per-connection": number(100),
     "max-rcpt-per-transaction": number(1000, 1),
+    "max-errors-per-connection": number(10),
+    "mx-connection-attempts": number(10, 1, 100),
     "max-msg-rate": rates.RATE,
     "backoff-max-msg-rate": rates.RATE,
     "source-ip-max-msg-rate": rates.by_network(rates.RATE),
@@ -85,6 +98,8 @@ DOMAIN: dict[str, Kind] = {
     "retry-upon-new-mail": values.FLAG,
     "retry-recipients-after": values.SCHEDULE,
     "bounce-after": duration("4d12h"),
+    "notify-of-delay-every": rates.DURATION_OR_NEVER,
+    "dsn-format": choice("standard", "plain-text"),
     "connection-idle-timeout": duration("5s", is_zero_allowed=True, most=600),
     "max-cold-virtual-mta-msg": plans.PER_DAY,
     "warm-up": plans.WARM_UP,
@@ -92,14 +107,50 @@ DOMAIN: dict[str, Kind] = {
     "smtp-greeting-timeout": duration("5m"),
     "data-send-timeout": duration("3m"),
     "smtp-data-termination-timeout": duration("10m"),
+    "smtp-multiple-line-response-timeout": duration("5m"),
+    "assume-delivery-upon-data-termination-timeout": values.FLAG,
+    "retry-after-dns-error": duration("1m"),
+    "bounce-upon-no-mx": values.FLAG,
+    "bounce-upon-5xx-greeting": values.FLAG,
+    "bounce-upon-transfer-failure": values.FLAG,
+    "smtp-553-means-invalid-mailbox": values.FLAG,
+    "smtp-421-means-mx-unavailable": values.FLAG,
+    "replace-smtp-421-service-response": values.FLAG,
+    "ignore-8bitmime": values.FLAG,
+    "ignore-chunking": values.FLAG,
+    "ignore-pipelining": values.FLAG,
+    "ignore-dsn": values.FLAG,
+    "auth-username": Kind(values.read_optional_text),
+    "auth-password": values.SECRET,
+    "use-unencrypted-plain-auth": values.FLAG,
+    "use-starttls": values.FLAG,
+    "require-starttls": values.FLAG,
+    "smtp-tls-verify": values.FLAG,
+    "smtp-tls-min-version": choice("1.0", "1.1", "1.2", "1.3"),
+    "smtp-tls-ciphers": values.TEXT,
+    "smtp-tls-ca-file": PATH,
+    "smtp-client-certificate": PATH,
+    "reuse-ssl-session": values.FLAG,
+    "use-dane": values.FLAG,
+    "use-mta-sts": values.FLAG,
 }
 PROVIDER: dict[str, Kind] = {"mx": values.MX_PATTERNS, **DOMAIN}
 """`mx` stands only where the provider is named first, in the global tables."""
+RESPONSE: dict[str, Kind] = {
+    "name": values.TEXT,
+    "reply": responses.PATTERNS,
+    "stage": responses.STAGES,
+    "action": responses.ACTIONS,
+    "for": duration("2h"),
+    "trigger": responses.TRIGGER,
+    "set": responses.changes(DOMAIN, lambda key: field_of(key)),
+}
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,
     "records": subset("r", "d", "b", "t", "tq"),
     "move-interval": duration("1d"),
     "max-size": size(1),
+    "record-fields": values.RECORD_FIELDS,
 }
 
 TABLES: dict[str, dict[str, Kind]] = {
@@ -113,23 +164,27 @@ TABLES: dict[str, dict[str, Kind]] = {
     "pool": POOL,
     "domain": DOMAIN,
     "provider": PROVIDER,
+    "response": RESPONSE,
     "acct-file": ACCT_FILE,
 }
 TABLES_WITHIN: dict[str, tuple[str, ...]] = {
     "": tuple(table for table in TABLES if table not in ("", "select")),
-    "vmta": ("domain", "provider"),
+    "vmta": ("domain", "provider", "response"),
     "pool": ("domain", "provider"),
+    "provider": ("response",),
     "source": ("select",),
 }
 REQUIRED: dict[str, dict[str, str]] = {
     "": {"host-name": 'host-name = "mta.example.com"'},
     "spool": {"directory": 'directory = "../spool"'},
     "pool": {"virtual-mta": "virtual-mta = { alerts-1 = 3, alerts-2 = 1 }"},
+    "response": {"reply": r"reply = '^421 .*\[TSS04\]'", "action": 'action = "backoff"'},
     "acct-file": {"path": 'path = "../spool/accounting/acct.csv"'},
 }
 """The keys that have no default, with an example."""
 
 FIELDS: dict[str, str] = {"smtp-source-host": "source_hosts", "directory": "spool"}
+FIELDS |= {"stage": "stages", "action": "actions", "for": "duration", "set": "changes"}
 """Where the field of `model` is not the key with `_` for `-`."""
 
 
@@ -146,6 +201,11 @@ def known_keys() -> list[str]:
         for key in kinds
         if table != "provider" or key not in DOMAIN
     ]
+
+
+def parse_setting(field: str, text: str) -> Any:
+    """What `unparse` wrote."""
+    return DOMAIN[field.replace("_", "-")].read(tomllib.loads(f"value = {text}")["value"])
 
 
 def unparse(field: str, value: object) -> str:

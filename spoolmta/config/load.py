@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, plans, values
+from spoolmta.config import files, keys, plans, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, Config, DomainTable, Pool, Select, Setting, Source, Vmta
+from spoolmta.model import AcctFile, Config, DomainTable, Pool, ResponseRule, Select, Setting, Source, Vmta
 
 Layer = tuple[DomainTable, ...]
 
@@ -31,6 +31,7 @@ def load(path: str) -> Config:
     try:
         document = files.read(path, problems)
         config = _Reader(document, problems).config()
+        tls.check(config, problems)
     except RecursionError:
         raise ConfigError(f"{path}: lists or tables are nested too deeply") from None
     problems.raise_if_any()
@@ -44,6 +45,7 @@ class _Reader:
         self._document = document
         self._problems = problems
         self._policies: dict[str, Layer] = {}
+        self._policy_responses: dict[str, tuple[ResponseRule, ...]] = {}
         self._absolute: dict[tuple[str, str], str] = {}
         self._mx: dict[str, tuple[str, ...]] = {}
 
@@ -71,6 +73,7 @@ class _Reader:
             sources=self._sources([*vmtas, *pools], spool),
             domains=domains,
             providers=self._mx,
+            responses=self._responses(tree, ()),
             acct_files=self._acct_files(spool),
         )
         policies = [name for name in self._policies if name not in self._document.files]
@@ -137,7 +140,8 @@ class _Reader:
                 setting = Setting(warm_up, *self._document.place((*path, "warm-up")))
                 layers.append((DomainTable("*", {"warm_up": setting}),))
             layers.append(self._layer(raw, path))
-            vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), **fields)
+            rules = (*self._responses(raw, path), *self._policy_responses.get(policy, ()))
+            vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), responses=rules, **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
 
     def _pools(self, vmtas: dict[str, Vmta]) -> dict[str, Pool]:
@@ -201,10 +205,11 @@ class _Reader:
         reader = _Reader(document, self._problems)
         reader._mx = self._mx
         for key in document.tree:
-            if key not in ("domain", "provider"):
-                text = 'a policy file holds nothing but tables like [domain."gmail.com"] and [provider.google]'
-                reader._complain((key,), text)
+            if key not in ("domain", "provider", "response"):
+                tables = '[domain."gmail.com"], [provider.google] and [[response]]'
+                reader._complain((key,), f"a policy file holds nothing but tables like {tables}")
         self._policies[whole] = reader._layer(document.tree, ())
+        self._policy_responses[whole] = reader._responses(document.tree, ())
         return self._policies[whole]
 
     def _layer(self, tree: dict[str, Any], path: Path, mx: dict[str, tuple[str, ...]] | None = None) -> Layer:
@@ -284,6 +289,32 @@ class _Reader:
         name = address.show(".".join(names))
         text = f'a domain with a dot in it is written in quotes: [{dotted(path)}."{name}"]'
         self._complain((*path, *names), text)
+
+    def _responses(self, tree: dict[str, Any], path: Path) -> tuple[ResponseRule, ...]:
+        """The rules that stand at one place, as they are tried: the providers' first."""
+        providers = tree.get("provider", {})
+        found: list[ResponseRule] = []
+        for name, table in providers.items() if isinstance(providers, dict) else ():
+            if isinstance(table, dict):
+                found += self._response_list(table, (*path, "provider", name), name)
+        return (*found, *self._response_list(tree, path, ""))
+
+    def _response_list(self, tree: dict[str, Any], path: Path, provider: str) -> Iterator[ResponseRule]:
+        raw, path = tree.get("response", []), (*path, "response")
+        if not isinstance(raw, list):
+            self._complain(path, f"a response rule is written with two brackets: [[{dotted(path)}]]")
+            return
+        for number, table in enumerate(raw):
+            here = (*path, number)
+            fields = self._table(table, here, "response")
+            if not isinstance(table, dict) or fields.keys() != {keys.field_of(key) for key in table}:
+                continue  # what is wrong with a key has been said; what it should be decides what the rest means
+            try:
+                yield responses.build(fields, provider, *self._document.place(here))
+            except KeyError:
+                continue  # a required key, which has been asked for
+            except values.BadValue as error:
+                self._complain(here, str(error))
 
     def _sources(self, names: Collection[str], spool: str) -> dict[str, Source]:
         sources: dict[str, Source] = {}

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import address
+from spoolmta import address, pattern
 from spoolmta.errors import UsageError
-from spoolmta.model import Host, SourceHost, Struct
+from spoolmta.model import MORE_COLUMNS, Host, Secret, SourceHost, Struct
 
 DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
@@ -78,6 +78,17 @@ def _read_text(value: object) -> str:
     return value
 
 
+def read_optional_text(value: object) -> str:
+    """A text that may be empty, which takes back what a weaker layer says."""
+    return "" if value == "" else _read_text(value)
+
+
+def _read_secret(value: object) -> Secret:
+    if not isinstance(value, str) or not value.isprintable():
+        raise BadValue("expected a text in quotes, of characters that can be printed")  # and it is not shown
+    return Secret(value)
+
+
 def read_path(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise wrong('a path in quotes, like "../spool"', value)
@@ -90,9 +101,9 @@ def _read_expression(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise wrong("a regular expression in single quotes, like '^alerts@'", value)
     try:
-        re.compile(value)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise BadValue(f"this is not a regular expression: {error}") from None
+        pattern.compiled(value, may_be_empty=True)
+    except pattern.BadPattern as error:
+        raise BadValue(f"this regular expression cannot be used: {error}") from None
     return value
 
 
@@ -100,6 +111,18 @@ def _read_field_name(value: object) -> str:
     """The name of a header field (RFC 5322 section 2.2)."""
     if not isinstance(value, str) or not _FIELD_NAME.fullmatch(value):
         raise wrong('the name of a header field without its colon, like "X-Stream"', value)
+    return value
+
+
+def _read_author(value: object) -> str:
+    """A From header that every reader takes: ASCII, one line, with an address in it."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or len(value) > 500:
+        raise wrong('a From header in ASCII, like "Mail Delivery <postmaster@example.com>"', value)
+    try:
+        (given,) = address.listed(value)
+        address.split(given)
+    except ValueError:
+        raise wrong('a From header with one address, like "Mail Delivery <postmaster@example.com>"', value) from None
     return value
 
 
@@ -366,6 +389,33 @@ def _read_nameserver(value: object) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _read_record_fields(value: object) -> dict[str, tuple[str, ...]]:
+    """By record type, "*" for its usual columns, and more columns behind it."""
+    if not isinstance(value, dict) or not value:
+        raise wrong('a table like { d = ["*", "dlvTlsProtocol"] }', value)
+    found = {}
+    for record, fields in value.items():
+        more = MORE_COLUMNS.get(record)
+        if more is None:
+            raise BadValue(f'"{address.show(record)}" has no more columns: expected some of {", ".join(MORE_COLUMNS)}')
+        if not isinstance(fields, list) or fields[:1] != ["*"]:
+            raise BadValue(
+                f'expected a list that begins with "*", the usual columns, for {record}, got {shown(fields)}'
+            )
+        for field in fields[1:]:
+            if field not in more:
+                raise BadValue(f"{record} has no further column {shown(field)}: it has {', '.join(more)}")
+            if fields.count(field) > 1:
+                raise BadValue(f'"{field}" is there twice')
+        found[record] = tuple(fields)
+    return found
+
+
+def _write_record_fields(value: object) -> str:
+    assert isinstance(value, dict)
+    return f"{{ {', '.join(f'{record} = {toml(fields)}' for record, fields in value.items())} }}"
+
+
 def _read_host(value: object) -> Host:
     expected = 'a host like "mx.example.com", "mx.example.com:2525", "[192.0.2.1]:2525" or "[IPv6:2001:db8::1]"'
     if not isinstance(value, str):
@@ -419,11 +469,14 @@ def _write_host(host: Host) -> str:
 
 
 TEXT = Kind(_read_text)
+SECRET = Kind(_read_secret, lambda value: toml(str(value)) if str(value) != '""' else '""')
+RECORD_FIELDS = Kind(_read_record_fields, _write_record_fields)
 USER = Kind(_read_user)
 WEIGHTS = Kind(_read_weights)
 EXPRESSION = Kind(_read_expression)
 FIELD_NAME = Kind(_read_field_name)
 FLAG = Kind(_read_flag)
+AUTHOR = Kind(_read_author)
 HOST_NAME = Kind(read_host_name)
 SCHEDULE = Kind(_read_schedule, _write_schedule)
 PORT = number(25, 1, 65_535)

@@ -47,6 +47,11 @@ class ReplyParser:
     def is_between_replies(self) -> bool:
         return not self._buffer and not self._lines
 
+    @property
+    def is_inside_reply(self) -> bool:
+        """Whether the first lines of a multi-line reply are here, and not the last."""
+        return bool(self._lines)
+
     def feed(self, data: bytes) -> list[Reply]:
         """The replies that `data` completes, in order. Raises ProtocolError; the session is over then."""
         parts = (self._buffer + data if self._buffer else data).split(b"\n")
@@ -88,6 +93,11 @@ def dot_stuff(content: bytes) -> bytes:
     if content.startswith(b"."):
         content = b"." + content
     return content.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+
+
+def bdat(content: bytes) -> bytes:
+    """The whole of a message as one last chunk: its octets as they are, no dots doubled (RFC 3030 section 2)."""
+    return b"BDAT %d LAST\r\n%b" % (len(content), content)
 
 
 def mail_command(sender: str, parameters: str) -> bytes:

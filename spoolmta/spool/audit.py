@@ -20,6 +20,7 @@ from spoolmta.journal import Record
 from spoolmta.model import Envelope, Outcome, Struct
 from spoolmta.spool.intake import claimed_ids
 from spoolmta.spool.layout import Layout
+from spoolmta.spool.outbox import staged_ids
 
 INTAKE_JOURNAL = re.compile(r"(pickup|listener|api|http|smtp)\.[0-9]+\.log")
 SETTLING = 2.0
@@ -90,7 +91,7 @@ def _look(layout: Layout, running: bool) -> Audit:
     for record in intake:
         accepted.update({id_: n for id_, n in record.accepted.items() if entry.received(id_) < before})
         counts.update(record.totals)
-    claimed = claimed_ids(layout)
+    claimed = claimed_ids(layout) | staged_ids(layout)
     # Moved entries may be seen under both names, or twice: an entry counts once for a domain.
     queued = {(item.id, item.domain): item.recipients for item in items(layout) if item.received < before}
     settled = [journal.read(layout.path("journal", file)) for file in files if not INTAKE_JOURNAL.fullmatch(file)]
@@ -99,6 +100,8 @@ def _look(layout: Layout, running: bool) -> Audit:
         _merge(done, record, before)
     for record in settled:
         counts.update(record.totals)
+        # The reports a VMTA wrote itself. Its journal is read late, so one may be too young to be seen in the queue.
+        accepted.update({id_: n for id_, n in record.accepted.items() if entry.received(id_) < before})
     for addresses in done.values():
         for letter, count, is_copy in addresses.values():
             counts[letter] += 0 if is_copy else count

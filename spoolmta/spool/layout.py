@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -112,6 +113,22 @@ def check_format(root: str) -> None:
             f"the spool {root} has format {text!r}, newer than {FORMAT}, the newest this version knows; "
             "run the version of spoolmta that wrote it"
         )
+
+
+def holds_mail(path: str) -> bool:
+    """Whether there is any entry in a VMTA's part of the queue."""
+    try:
+        for domain in os.listdir(path):
+            for folder in ("new", "cur"):
+                with (
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                    os.scandir(f"{path}/{domain}/{folder}") as names,
+                ):
+                    if next(names, None) is not None:
+                        return True
+    except NotADirectoryError:
+        pass
+    return False
 
 
 def is_private(path: str) -> bool:

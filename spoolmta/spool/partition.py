@@ -62,6 +62,16 @@ class _Pending(Struct, frozen=True):
     action: Callable[[], None]
 
 
+class _Hold:
+    """An entry that waits for reports of its recipients: how many, and what is done with it then."""
+
+    __slots__ = ("actions", "reports")
+
+    def __init__(self) -> None:
+        self.reports = 0
+        self.actions: list[Callable[[], None]] = []
+
+
 class Partition:
     """The queue of one VMTA. Methods named for a change of state do the one rename (or removal) it is."""
 
@@ -76,10 +86,14 @@ class Partition:
         self._lock = lock
         self._journal = Journal(layout.journal(vmta))
         self._known: dict[str, set[str]] = {}
-        self._settled = {id_: set(addresses) for id_, addresses in journal.read(self._journal.path).settled.items()}
+        record = journal.read(self._journal.path)
+        self._settled = {id_: set(addresses) for id_, addresses in record.settled.items()}
+        self._told = record.told
         self._lines: list[str] = []
         self._after_flush: list[tuple[str, Callable[[], None]]] = []
         self._pending: deque[_Pending] = deque()
+        self._held: dict[tuple[str, str], _Hold] = {}
+        self._done: set[tuple[str, str]] = set()
 
     def __repr__(self) -> str:
         return f"Partition({self.vmta}, known={self.known}, pending={len(self._pending)}, lines={len(self._lines)})"
@@ -92,7 +106,7 @@ class Partition:
 
     def scan(self) -> Iterator[tuple[str, str, int]]:
         """Entries on disk that were not known yet, oldest first within a domain: (domain, name, due)."""
-        for domain in sorted(os.listdir(self.path)):
+        for domain in self._list(self.path):
             found = []
             for folder in ("new", "cur"):
                 found += self._list(f"{self.path}/{domain}/{folder}")
@@ -110,6 +124,7 @@ class Partition:
         """After the first scan: what the journal says of entries that are not there any more need not be kept."""
         living = {entry.entry_id(name) for names in self._known.values() for name in names}
         self._settled = {id_: addresses for id_, addresses in self._settled.items() if id_ in living}
+        self._told = {id_: times for id_, times in self._told.items() if id_ in living}
 
     def add(self, domain: str, name: str) -> int | None:
         """Make an entry known (from a scan or a hint); its due time, or None if it was known or is no entry."""
@@ -168,8 +183,10 @@ class Partition:
             disk.remove(self.place(domain, name))
             self._forget(domain, name)
             self._forget_addresses(entry.entry_id(name), domain)
+            self._done.discard((domain, name))
 
-        self._after_flush.append((entry.entry_id(name), action))
+        self._done.add((domain, name))
+        self._after_lines(domain, name, action)
 
     def defer(self, domain: str, name: str, due: int, done: list[Recipient], then: Callable[[str], None]) -> None:
         """Some recipients remain: the entry waits in `cur/` for `due`. With recipients settled in this attempt
@@ -183,9 +200,68 @@ class Partition:
         if done:
             addresses = {journal.escape(recipient.address) for recipient in done}
             self._settled.setdefault(entry.entry_id(name), set()).update(addresses)
-            self._after_flush.append((entry.entry_id(name), action))
+            self._after_lines(domain, name, action)
         else:
             action()
+
+    def _after_lines(self, domain: str, name: str, action: Callable[[], None]) -> None:
+        """Do it after the sync that follows the entry's lines, and those lines after the reports it is held for."""
+        entry_id = entry.entry_id(name)
+        hold = self._held.get((domain, entry_id)) if self._held else None
+        if hold is None:
+            self._after_flush.append((entry_id, action))
+        else:
+            hold.actions.append(action)
+
+    # Reports of our own
+
+    def accept(self, entry_id: str, place: Callable[[], None], *, is_known: bool = False) -> None:
+        """Accept a message of our own making: its journal line (unless it has one), and after the sync of that `place`
+        puts it into the queue."""
+        if not is_known:
+            self._lines.append(journal.accepted_line(entry_id, self.vmta, 1))
+        self._after_flush.append((entry_id, place))
+
+    def give_up(self, path: str, entry_id: str, reason: str) -> None:
+        """Put a damaged message of our own making aside, after the sync of the line that says so."""
+        self._lines.append(journal.quarantined_line(entry_id, "*", 1))
+
+        def action() -> None:
+            quarantine(self.layout, path, f"{self.vmta}: {reason}")
+
+        self._after_flush.append((entry_id, action))
+
+    def told(self, domain: str, entry_id: str) -> int:
+        """How often the sender was told that an entry is delayed."""
+        return self._told.get(entry_id, {}).get(f"@{domain}", 0)
+
+    def tell(self, domain: str, entry_id: str, times: int) -> None:
+        """Note that the sender was told so many times."""
+        self._told.setdefault(entry_id, {})[f"@{domain}"] = times
+        self._lines.append(journal.told_line(entry_id, domain, times))
+
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """The entries that are known, (domain, name): who takes long over it gets some that are gone by then."""
+        for domain in tuple(self._known):
+            for name in tuple(self._known.get(domain, ())):
+                yield domain, name
+
+    def is_done(self, domain: str, name: str) -> bool:
+        """Whether all recipients of an entry are settled, and it only waits to be removed."""
+        return (domain, name) in self._done
+
+    def hold(self, domain: str, entry_id: str) -> None:
+        """Leave an entry where it is, whatever is decided of it, until `release`: some of its recipients are settled
+        only when the report of it is durable."""
+        self._held.setdefault((domain, entry_id), _Hold()).reports += 1
+
+    def release(self, domain: str, entry_id: str) -> None:
+        """One report of an entry is durable, and the lines of its recipients are noted."""
+        hold = self._held[domain, entry_id]
+        hold.reports -= 1
+        if not hold.reports:
+            del self._held[domain, entry_id]
+            self._after_flush += [(entry_id, action) for action in hold.actions]
 
     def _rename(self, domain: str, name: str, target: str) -> str:
         """Give an entry its next name. On a full disk it keeps the old one: then only the due time is forgotten by a
@@ -289,7 +365,8 @@ class Partition:
         """Compact the journal when it has grown long."""
         if self._journal.is_long and not self._lines:
             pending = {pending.entry_id for pending in self._pending} | {id_ for id_, _ in self._after_flush}
-            self._journal.compact(pending | self._settled.keys())
+            held = {id_ for _, id_ in self._held}
+            self._journal.compact(pending | held | self._settled.keys() | self._told.keys())
 
     def sync_journal(self) -> None:
         self._journal.sync()
@@ -306,14 +383,18 @@ class Partition:
                 del self._known[domain]
 
     def _forget_addresses(self, entry_id: str, domain: str) -> None:
-        """What is settled of a message in one domain; its entries in other domains may still wait."""
+        """What is known of a message in one domain; its entries in other domains may still wait."""
+        if entry_id in self._told:
+            self._told[entry_id].pop(f"@{domain}", None)
+            if not self._told[entry_id]:
+                del self._told[entry_id]
         rest = {address for address in self._settled.pop(entry_id, ()) if journal.folder(address) != domain}
         if rest:
             self._settled[entry_id] = rest
 
     def _list(self, path: str) -> list[str]:
         try:
-            return [name for name in os.listdir(path) if not name.startswith(".")]
+            return sorted(name for name in os.listdir(path) if not name.startswith("."))
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolmta import state
+from spoolmta import state, trigger
 from spoolmta.condition import FOREVER, Condition, Hold
 from spoolmta.spool.layout import prepare
 from tests.support.crash import CrashMta, by_recipient, contradictions
@@ -41,7 +41,13 @@ def test_a_kill_while_mail_is_handed_over_loses_nothing_and_doubles_nothing(
     with World(tmp_path) as world:
         route = ROUTE.format(host=world.host, port=world.port)
         mta = CrashMta(tmp_path / "mta", BASE.format(dns="", default_route=route, sleep_after="1m") + VMTAS)
-        state.save(prepare(str(mta.spool)), "one", math.inf, {"a.test": Condition(paused=Hold(FOREVER, "test"))})
+        state.save(
+            prepare(str(mta.spool)),
+            "one",
+            math.inf,
+            {"a.test": Condition(paused=Hold(FOREVER, "test"))},
+            trigger.State(),
+        )
         expected = {}
         for number in range(30):
             recipients = [f"{number}@a.test", f"{number}@b.test"][: 1 + number % 2]

@@ -13,9 +13,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -106,13 +107,22 @@ def somebody_syncs(mta: CrashMta) -> None:
     disk.sync_path(str(file))
 
 
-def losses(path: Path, image: Path, *mutations: str) -> list[str]:
+class Scenario(NamedTuple):
+    """What is done before the cut (giving who was acknowledged), and how it is reckoned after it."""
+
+    config: str
+    work: Callable[[CrashMta, World], set[str]]
+    reckon: Callable[[CrashMta, World, set[str], float], list[str]]
+
+
+def losses(path: Path, image: Path, scenario: Scenario, *mutations: str) -> list[str]:
     """What a power cut in the middle of work loses, or doubles against the promise."""
     subprocess.run(["mkfs.ext4", "-q", "-F", image, f"{IMAGE_BYTES >> 10}K"], check=True, capture_output=True)
     folder = path / "mta"
     folder.mkdir(parents=True)
     with World(path) as world:
         config = BASE.format(dns="", default_route=ROUTE.format(host=world.host, port=world.port), sleep_after="1m")
+        config += scenario.config
         with mounted(image, folder):
             mta = CrashMta(folder, config)
             committer = disk.Committer(str(folder))
@@ -120,14 +130,14 @@ def losses(path: Path, image: Path, *mutations: str) -> list[str]:
             committer.close()
             mta.mutations = mutations
             try:
-                acknowledged = work(mta, world)
+                acknowledged = scenario.work(mta, world)
                 copy, moment = cut_power(image, mta)
             finally:
                 if mta.process is not None:
                     mta.process.kill()
                     mta.process.wait()
         with mounted(copy, folder), CrashMta(folder, config) as mta:
-            return reckon(mta, world, acknowledged, moment)
+            return scenario.reckon(mta, world, acknowledged, moment)
 
 
 def work(mta: CrashMta, world: World) -> set[str]:
@@ -167,14 +177,62 @@ def reckon(mta: CrashMta, world: World, acknowledged: set[str], moment: float) -
     return wrong
 
 
+def work_on_refusals(mta: CrashMta, world: World) -> set[str]:
+    """Mail refused and reported long before the cut, and mail refused in its last moment, when the journal happens to
+    be written to disk before anything else; the senders."""
+    mta.start()
+    for number in range(20):
+        mta.drop(f"early{number}--550@a.test", sender=f"early{number}@home.test", vmta="one")
+    mta.wait_for(lambda: len(world.received()) == 20)
+    time.sleep(2 * HALF_SECOND)
+    for number in range(60):
+        mta.drop(f"late{number}--550@a.test", sender=f"late{number}@home.test", vmta="one")
+    outbox = mta.spool / "queue" / "one" / ".dsn" / "new"
+    mta.wait_for(lambda: outbox.exists() and len(os.listdir(outbox)) >= 20)
+    senders = {row["orig"] for row in mta.rows("r")} - {""}
+    disk.sync_path(str(mta.spool / "journal" / "one.log"))
+    return senders
+
+
+def reckon_reports(mta: CrashMta, world: World, senders: set[str], moment: float) -> list[str]:
+    """Every sender of refused mail has one report; a second copy only of what came in the last half second."""
+    mta.wait_for(lambda: all(path.startswith(("corrupt/", "bad/")) for path in mta.left_over()))
+    mta.stop()
+    wrong = [f"damaged: {path}" for path in mta.left_over()]
+    delivered = by_recipient(world.received())
+    for sender in sorted(senders):
+        copies = delivered.get(sender, [])
+        if not copies:
+            wrong.append(f"never told: {sender}")
+        if len(copies) > 2 or (len(copies) == 2 and copies[0].time < moment - HALF_SECOND):
+            wrong.append(f"told {len(copies)} times: {sender}")
+    balance = mta.balance()
+    if not balance.balanced:
+        wrong.append(f"out of balance: {balance}")
+    return wrong
+
+
+DELIVERIES = Scenario("", work, reckon)
+REFUSALS = Scenario("[source.pickup]\nsuppress-local-dsn = false\n", work_on_refusals, reckon_reports)
+
+
 def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, image: Path) -> None:
-    assert losses(tmp_path, image) == []
+    assert losses(tmp_path, image, DELIVERIES) == []
 
 
-@pytest.mark.parametrize("mutation", ["no-sync", "remove-before-sync"])
-def test_the_oracle_finds_what_a_broken_promise_loses(tmp_path: Path, image: Path, mutation: str) -> None:
+def test_a_power_cut_loses_no_report(tmp_path: Path, image: Path) -> None:
+    assert losses(tmp_path, image, REFUSALS) == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "mutation"),
+    [(DELIVERIES, "no-sync"), (DELIVERIES, "remove-before-sync"), (REFUSALS, "settle-before-report")],
+)
+def test_the_oracle_finds_what_a_broken_promise_loses(
+    tmp_path: Path, image: Path, scenario: Scenario, mutation: str
+) -> None:
     for attempt in range(3):
-        found = losses(tmp_path / str(attempt), image, mutation)
+        found = losses(tmp_path / str(attempt), image, scenario, mutation)
         if found:
             print(f"{mutation}: {len(found)} contradictions, for example {found[0]} and {found[-1]}")
             return

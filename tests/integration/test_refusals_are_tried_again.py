@@ -41,6 +41,13 @@ smtp-data-termination-timeout = "1s"
 retry-recipients-after = "1h"
 [domain."patient.test"]
 retry-recipients-after = ["1s", "1h"]
+[domain."eager.test"]
+retry-after = "1h"
+retry-upon-new-mail = true
+smtp-hosts = ["[127.0.0.2]:{never}"]
+[domain."lazy.test"]
+retry-after = "1h"
+smtp-hosts = ["[127.0.0.2]:{never}"]
 [domain."out.test"]
 retry-after = ["1s", "1h"]
 smtp-hosts = ["[127.0.0.2]:{never}"]
@@ -71,7 +78,15 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             filler.connect_ex(("127.0.0.2", full))
         config = CONFIG.format(refused=refused, closed=closed.port, silent=silent, full=full, never=never)
         mta = stack.enter_context(world.mta(config, start=False))
-        for domain in ("refused.test", "closed.test", "silent.test", "full.test", "out.test"):
+        for domain in (
+            "refused.test",
+            "closed.test",
+            "silent.test",
+            "full.test",
+            "out.test",
+            "eager.test",
+            "lazy.test",
+        ):
             drop(mta, f"user@{domain}")
         drop(mta, "once-451@retry.test")
         drop(mta, "451@expires.test")
@@ -156,6 +171,15 @@ def test_the_last_pause_of_a_list_repeats(system: Running) -> None:
     assert '"attempts": 2' in shown
 
 
+def test_new_mail_wakes_a_queue_that_waits_where_it_may(system: Running) -> None:
+    mta = system.mta
+    for domain in ("eager.test", "lazy.test"):
+        mta.wait_for(lambda domain=domain: len(queue_rows(mta, domain)) == 1)
+        drop(mta, f"more@{domain}")
+    mta.wait_for(lambda: len(queue_rows(mta, "eager.test")) == 2)
+    assert len(queue_rows(mta, "lazy.test")) == 1
+
+
 def test_a_greeting_of_421_defers_the_queue(system: Running) -> None:
     mta = system.mta
     mta.wait_for(lambda: queue_rows(mta, "closed.test") != [])
@@ -190,4 +214,4 @@ def test_a_dot_without_an_answer_is_left_after_both_data_timeouts(system: Runnin
 def test_nothing_is_lost_by_all_this(system: Running) -> None:
     audit = system.mta.audit()
     assert audit["balanced"], audit
-    assert audit["accepted"] == 17
+    assert audit["accepted"] == 21

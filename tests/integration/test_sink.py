@@ -405,7 +405,7 @@ def test_the_record_is_written_before_the_reply(tmp_path: Path) -> None:
     assert lines[0].pop("time") > 1e9
     assert lines[0] == {
         "source": "127.0.0.1", "listening": sink.addresses[0], "ehlo": "client.test", "mail_from": "a@b.test",
-        "recipients": ["c@d.test"], "size": 19, "test_id": "1",
+        "recipients": ["c@d.test"], "size": 19, "verb": "DATA", "test_id": "1",
     }  # fmt: skip
 
 

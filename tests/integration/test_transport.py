@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from spoolmta.model import Failure, FailureKind, Recipient, Reply, Stage
-from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet, transaction
+from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet
+from spoolmta.smtp.transaction import transaction
 from spoolmta.transport import Connection, connect
 
 BODY = b"Subject: a\r\n\r\nb\r\n"

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from spoolmta import config, policy
-from spoolmta.model import Config, DomainPolicy, Source, Vmta, WarmUp
+from spoolmta.model import Config, DomainPolicy, Secret, Source, Vmta, WarmUp
+from tests.support.tls import Authority
 
 ETC = Path(__file__).parents[2] / "etc"
-COMMENTED = re.compile(r"^# (\[.*\]|[a-z-]+ = .*)$", re.MULTILINE)
+COMMENTED = re.compile(r"^# (\[.*\]|[a-z0-9-]+ = .*)$", re.MULTILINE)
 
 
 def uncommented() -> str:
@@ -24,18 +25,23 @@ def uncommented() -> str:
 def with_everything(tmp_path: Path) -> Config:
     """The shipped configuration with every key in use that is commented out in it."""
     shutil.copytree(ETC, tmp_path / "etc")
+    authority = Authority(tmp_path)
+    shutil.copy(authority.ca, tmp_path / "etc/ca.pem")
+    shutil.copy(authority.certificate("mta.example.com"), tmp_path / "etc/client.pem")
     (tmp_path / "etc/spoolmta.toml").write_text(f"{uncommented()}\n[vmta.news]\n")
     return config.load(str(tmp_path / "etc/spoolmta.toml"))
 
 
 def documented() -> set[str]:
-    found, table = set(), ""
+    found, table, is_provider = set(), "", False
     for line in uncommented().splitlines():
         if header := re.fullmatch(r"\[+(.*?)\]+", line):
             names = header[1].split(".")
             table = next((name for name in ("domain", "select") if name in names), names[0])
-        elif key := re.match(r"([a-z-]+) = ", line):
-            found.add(f"{table}.{key[1]}" if table else key[1])
+            is_provider = table == "provider"
+        elif key := re.match(r"([a-z0-9-]+) = ", line):
+            home = "domain" if is_provider and key[1] != "mx" else table
+            found.add(f"{home}.{key[1]}" if home else key[1])
     return found
 
 
@@ -64,7 +70,10 @@ def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -
 
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
-    told |= {"smtp_hosts": (), "connection_idle_timeout": 0.0}  # an example, and the one that is set on purpose
+    examples = ("smtp_hosts", *(field for field in told if field.startswith("source_ip_")))
+    told |= dict.fromkeys(examples, ()) | {"auth_username": "", "auth_password": Secret()}
+    told |= {"smtp_tls_ciphers": "", "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples too
+    told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
     told |= {"max_cold_virtual_mta_msg": (), "warm_up": WarmUp()}  # an example, and what is never global
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")

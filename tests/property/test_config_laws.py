@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from spoolmta import config
 from spoolmta.config import lines
 from spoolmta.config.keys import DOMAIN
 from spoolmta.errors import ConfigError
-from spoolmta.model import Config, DomainPolicy, Host, Rate, WarmUp
+from spoolmta.model import Config, DomainPolicy, Host, Rate, Secret, WarmUp
 
 BASE = 'host-name = "mta.example.com"\nspool = { directory = "spool" }\n'
 
@@ -60,16 +61,34 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "max_msg_per_connection": st.integers(0, 10**9),
     "max_rcpt_per_transaction": st.integers(1, 10**9),
     "max_msg_rate": rates,
+    "max_errors_per_connection": st.integers(0, 10**9),
+    "mx_connection_attempts": st.integers(1, 100),
+    "auth_username": st.sampled_from(["", "bulk", "ü b"]),
+    "auth_password": st.just(Secret()),
     "retry_after": schedules,
     "retry_recipients_after": schedules,
     "max_cold_virtual_mta_msg": st.lists(st.integers(0, 10**9), min_size=1, max_size=9).map(tuple),
     "warm_up": st.builds(
         WarmUp, st.integers(-700_000, 2_000_000), st.lists(st.integers(0, 10**9), min_size=1).map(tuple), st.just("a.b")
     ),
+    "use_starttls": st.booleans(),
+    "require_starttls": st.booleans(),
+    "smtp_tls_verify": st.booleans(),
+    "smtp_tls_min_version": st.sampled_from(["1.0", "1.1", "1.2", "1.3"]),
+    "smtp_tls_ciphers": st.sampled_from(["DEFAULT", "ECDHE+AESGCM:!aNULL"]),
+    "smtp_tls_ca_file": st.sampled_from(["/etc/ca.pem", "/a b/ä"]),
+    "smtp_client_certificate": st.sampled_from(["/etc/client.pem", "/a b/ä"]),
+    "reuse_ssl_session": st.booleans(),
+    "use_dane": st.booleans(),
+    "use_mta_sts": st.booleans(),
+    "notify_of_delay_every": durations | st.just(math.inf),
+    "dsn_format": st.sampled_from(["standard", "plain-text"]),
     "connection_idle_timeout": st.integers(0, 600).map(float),
 }
+flags = st.booleans()
+FLAGS = {field for field, value in msgspec.structs.asdict(DomainPolicy()).items() if isinstance(value, bool)}
 settled = st.sampled_from(DomainPolicy.__struct_fields__).flatmap(
-    lambda field: st.tuples(st.just(field), values.get(field, durations))
+    lambda field: st.tuples(st.just(field), values.get(field, flags if field in FLAGS else durations))
 )
 
 

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolmta.model import Failure, FailureKind, Recipient, Reply, Stage
-from spoolmta.smtp.client import Capabilities, Refused, Result, Step, WireError, greet, transaction
-from spoolmta.smtp.wire import MAX_LINE, MAX_REPLY, ProtocolError, ReplyParser, dot_stuff
+from spoolmta.lane import Lane
+from spoolmta.model import DomainPolicy, Failure, FailureKind, Recipient, Reply, Stage
+from spoolmta.opener import Ends, Opened
+from spoolmta.smtp.client import Capabilities, Refused, Result, Step, WireError, greet
+from spoolmta.smtp.transaction import transaction
+from spoolmta.smtp.wire import MAX_LINE, MAX_REPLY, ProtocolError, ReplyParser, bdat, dot_stuff
+from spoolmta.transport import Connection
 
 CODES = [220, 250, 251, 252, 354, 351, 421, 450, 451, 452, 500, 503, 550, 554]
 BODY = b"Subject: law\r\n\r\n.hidden\r\n"
 STUFFED = dot_stuff(BODY)
+CHUNK = bdat(BODY)
 codes = st.sampled_from(CODES)
 kinds = st.sampled_from([FailureKind.LOST, FailureKind.TIMEOUT, FailureKind.PROTOCOL])
-offers = st.sets(st.sampled_from(["PIPELINING", "SIZE", "8BITMIME", "SMTPUTF8", "DSN"]))
+offers = st.sets(st.sampled_from(["PIPELINING", "SIZE", "8BITMIME", "SMTPUTF8", "DSN", "CHUNKING"]))
 recipients = st.lists(
     st.builds(Recipient, st.sampled_from(["a@b.c", "ü@b.c", "d@b.c"]), st.just("b.c")), min_size=1, max_size=6
 )
@@ -24,7 +30,8 @@ recipients = st.lists(
 def test_whatever_the_server_does_every_recipient_gets_one_answer_and_at_most_one_body_is_sent(
     data: st.DataObject, offered: set[str], people: list[Recipient], sender: str
 ) -> None:
-    dialogue = transaction(sender, people, BODY, Capabilities("", dict.fromkeys(offered, "")))
+    capabilities = Capabilities("", dict.fromkeys(offered, ""), stays_after_421=data.draw(st.booleans()))
+    dialogue = transaction(sender, people, BODY, capabilities)
     bodies, accepted_codes, steps, broken, result = 0, 0, 0, False, Result([], False)
     try:
         step = next(dialogue)
@@ -33,8 +40,9 @@ def test_whatever_the_server_does_every_recipient_gets_one_answer_and_at_most_on
             steps += 1
             assert step.replies >= 1
             assert step.data.endswith(b"\r\n")
-            bodies += step.data == STUFFED
-            if step.data == STUFFED:
+            bodies += step.data in (STUFFED, CHUNK)
+            assert step.data != (STUFFED if "CHUNKING" in offered else CHUNK)
+            if step.data in (STUFFED, CHUNK):
                 assert step.stage is Stage.EOD
                 assert accepted_codes
             if data.draw(st.integers(0, 9)) == 0:
@@ -51,8 +59,11 @@ def test_whatever_the_server_does_every_recipient_gets_one_answer_and_at_most_on
         result = stop.value
     assert len(result.answers) == len(people)
     assert bodies <= 1
-    assert steps <= len(people) + 4
+    assert steps <= len(people) + 5
     assert not (broken and result.reusable)
+    for index in result.retry:
+        assert result.answers[index].stage is Stage.RCPT
+    assert len(result.retry) < len(people)
     if not bodies:
         assert all(answer.stage is not Stage.EOD for answer in result.answers)
     if "SMTPUTF8" not in offered:
@@ -60,6 +71,34 @@ def test_whatever_the_server_does_every_recipient_gets_one_answer_and_at_most_on
             named = person.address.isascii() and sender.isascii()
             unsendable = isinstance(answer.result, Failure) and answer.result.kind is FailureKind.UNSENDABLE
             assert unsendable != named
+
+
+@given(st.data(), st.integers(1, 12), st.sets(st.sampled_from(["PIPELINING", "CHUNKING"])), st.integers(0, 5))
+def test_in_all_its_transactions_together_a_message_gets_one_answer_for_each_recipient_and_comes_to_an_end(
+    data: st.DataObject, count: int, offered: set[str], most: int
+) -> None:
+    people = [Recipient(f"r{number}@b.c", "b.c") for number in range(count)]
+    capabilities = Capabilities("", dict.fromkeys(offered, ""), max_recipients=most)
+    lane, settled, transactions = Lane(1), list[Recipient](), 0
+    lane.open(Opened(cast(Connection, None), Ends(), capabilities), DomainPolicy())
+    lane.unsent = people
+    while lane.unsent:
+        lane.choose(data.draw(st.integers(1, 12)))
+        assert 0 < len(lane.sent) <= (most or count)
+        transactions += 1
+        assert transactions <= count
+        dialogue = transaction("", lane.sent, BODY, capabilities)
+        try:
+            step = next(dialogue)
+            while True:
+                some = st.sampled_from([250, 354, 452, 550])
+                drawn = data.draw(st.lists(some, min_size=step.replies, max_size=step.replies))
+                step = dialogue.send([Reply(code) for code in drawn])
+        except StopIteration as stop:
+            _, answers = lane.take(stop.value)
+        assert len(answers) == len(lane.sent) > 0
+        settled += lane.sent
+    assert sorted(person.address for person in settled) == sorted(person.address for person in people)
 
 
 @given(st.data())

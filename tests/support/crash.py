@@ -25,6 +25,7 @@ import setproctitle
 
 from spoolmta import control, delivery, disk, journal, state, supervisor
 from spoolmta.errors import UnavailableError
+from spoolmta.ledger import Ledger
 from spoolmta.spool import audit
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition
@@ -60,8 +61,8 @@ POINTS = {
     "in intake's compaction, the new file written": Point("pickup", "disk:sync_path", "before", "pickup.0.log"),
     "in intake's compaction, after it": Point("pickup", "disk:replace", "after", "pickup.0.log"),
     "the entry loaded": Point("deliver", "spool.partition:Partition.load", "after"),
-    "the reply read, before the rows": Point("deliver", "delivery:Delivery._note", "before"),
-    "the rows collected": Point("deliver", "delivery:Delivery._note", "after"),
+    "the reply read, before the rows": Point("deliver", "carrier:Carrier._note", "before"),
+    "the rows collected": Point("deliver", "carrier:Carrier._note", "after"),
     "between the rows and the journal": Point("deliver", "accounting:Log.flush", "after"),
     "after the journal": Point("deliver", "spool.partition:Partition.flush", "after"),
     "before the sync of a removal": Point("deliver", "disk:Committer.sync", "before"),
@@ -74,6 +75,14 @@ POINTS = {
     "after an entry is handed over": Point("deliver", "spool.partition:Partition.hand_over", "after"),
     "the marker written": Point("deliver", "disk:replace", "after", "/state/pool/"),
     "before the hints of what was handed over": Point("deliver", "control:HintWriter.send", "before"),
+    "before a report is written": Point("deliver", "disk:write_new", "before", "/.dsn/"),
+    "a report written": Point("deliver", "disk:write_new", "after", "/.dsn/"),
+    "a report accepted, before its lines": Point("deliver", "spool.outbox:Outbox.accept", "after"),
+    "before the lines of a report and its recipients": Point("deliver", "journal:Journal.append", "before", "\nB "),
+    "after the lines of a report and its recipients": Point("deliver", "journal:Journal.append", "after", "\nB "),
+    "before the line of a report": Point("deliver", "journal:Journal.append", "before", "A "),
+    "before a report is in the queue": Point("deliver", "disk:rename", "before", "/.dsn/"),
+    "a report in the queue": Point("deliver", "disk:rename", "after", "/.dsn/"),
     "in the compaction, before it": Point("deliver", "disk:replace", "before", "/journal/"),
     "in the compaction, the new file written": Point("deliver", "disk:sync_path", "before", "/journal/"),
     "in the compaction, the new file in place": Point("deliver", "disk:sync_path", "after", "/journal"),
@@ -147,6 +156,18 @@ def _remove_before_sync() -> None:
     Partition.flush = remove_at_once  # type: ignore[method-assign]
 
 
+def _settle_before_report() -> None:
+    """Failed recipients are settled in the turn that read the reply, however safe their report is."""
+    settle = Ledger.settle
+
+    def settle_at_once(self: Ledger, *arguments: Any) -> Any:
+        done = settle(self, *arguments)
+        self._reporter.settle(1 << 62, self.log)
+        return done
+
+    Ledger.settle = settle_at_once  # type: ignore[method-assign]
+
+
 def _compact_always() -> None:
     """Journals are compacted at every occasion, and occasions are frequent."""
     journal.COMPACT_AT = 1
@@ -168,6 +189,7 @@ def _fall_asleep_slowly() -> None:
 MUTATIONS = {
     "no-sync": _no_sync,
     "remove-before-sync": _remove_before_sync,
+    "settle-before-report": _settle_before_report,
     "compact-always": _compact_always,
     "fall-asleep-slowly": _fall_asleep_slowly,
 }

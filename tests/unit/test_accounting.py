@@ -256,3 +256,51 @@ def test_a_row_that_a_power_cut_tore_is_cut_off_before_the_next_one_runs_into_it
     (tmp_path / "acct.csv").write_bytes(whole + b"d,1,2\r\nd,3")
     Rotation((file,), 0.0)
     assert (tmp_path / "acct.csv").read_bytes() == whole + b"d,1,2\r\n"
+
+
+def test_columns_asked_for_by_name_come_last_and_only_where_they_were_asked_for(tmp_path: Path) -> None:
+    fields = {"b": ("*", "dlvTlsCipher"), "d": ("*", "dlvTlsProtocol", "dlvTlsCipher")}
+    file = AcctFile(path=str(tmp_path / "more.csv"), records=("r", "d", "b", "t"), record_fields=fields)
+    page = Page(1)
+    log = accounting.Log((file,), page, page.row("test"))
+    usual = [""] * (len(accounting.DELIVERY_COLUMNS) - 1)
+    for record in ("d", "b", "t"):
+        log.write([record, *usual, "TLSv1.3", "A_CIPHER"])
+    log.write(["r", *[""] * (len(accounting.RECEIPT_COLUMNS) - 1)])
+    log.flush()
+    log.close()
+    with open(file.path, newline="", encoding="utf-8") as stream:
+        rows = [*csv.DictReader(stream)]
+    assert [(row["type"], row["dlvTlsCipher"], row["dlvTlsProtocol"]) for row in rows] == [
+        ("d", "A_CIPHER", "TLSv1.3"),
+        ("b", "A_CIPHER", ""),
+        ("t", "", ""),
+        ("r", "", ""),
+    ]
+    assert set(list(rows[0])[-2:]) == {"dlvTlsProtocol", "dlvTlsCipher"}
+
+
+def test_rows_fit_the_header_of_a_file_that_was_begun_with_other_columns(tmp_path: Path) -> None:
+    file = AcctFile(path=str(tmp_path / "acct.csv"), records=("tq",))
+    accounting.make(file)
+    more = AcctFile(path=file.path, records=("d", "tq"), record_fields={"d": ("*", "dlvTlsCipher")})
+    page = Page(2)
+    log = Log((more,), page, page.row("one"))
+    delivery = [*row("d"), "TLSv1.3", "A_CIPHER"]
+    rotation = Rotation((more,), DAY)
+    log.write(delivery)
+    log.flush()
+    assert rotation.due(DAY) == [more]
+    rotation.begin([more], page, DAY)
+    assert rotation.due(DAY) == []
+    for _ in range(2):  # what is collected when the rotation is noticed still has the old columns
+        log.write(delivery)
+        log.flush()
+    log.close()
+    assert rotation.finish([page.log_generation], page)
+    old, new = sorted(tmp_path.iterdir())
+    with open(old, newline="", encoding="utf-8") as stream:
+        assert [*csv.DictReader(stream)] == [{name: "d" if name == "type" else name for name in TQ.split(",")}] * 2
+    with open(new, newline="", encoding="utf-8") as stream:
+        (found,) = csv.DictReader(stream)
+    assert (found["rcpt"], found["dlvTlsCipher"]) == ("rcpt", "A_CIPHER")

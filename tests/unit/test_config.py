@@ -397,8 +397,8 @@ def test_a_named_file_that_is_missing_is_told_at_the_line_that_names_it(tmp_path
 def test_a_policy_file_holds_only_domains_and_its_problems_are_told_once(tmp_path: Path) -> None:
     write(tmp_path, 'max-smtp-out = 1\n[domain."*"]\nmax-smtp-ou = 1\n', "p.toml")
     assert problems(tmp_path, '[vmta.a]\npolicy = "p.toml"\n[vmta.b]\npolicy = "./p.toml"\n') == [
-        'p.toml:1: max-smtp-out: a policy file holds nothing but tables like [domain."gmail.com"] '
-        "and [provider.google]",
+        'p.toml:1: max-smtp-out: a policy file holds nothing but tables like [domain."gmail.com"], '
+        "[provider.google] and [[response]]",
         'p.toml:3: domain."*".max-smtp-ou: unknown key (did you mean "max-smtp-out"?)',
     ]
     write(tmp_path, "x =\n", "p.toml")

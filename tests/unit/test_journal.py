@@ -117,3 +117,22 @@ def test_a_move_copies_what_is_settled_and_marks_it_as_counted_elsewhere(tmp_pat
 )  # fmt: skip
 def test_a_settled_address_tells_its_domain_folder(address: str, folder: str) -> None:
     assert journal.folder(address) == folder
+
+
+def test_how_often_a_sender_was_told_is_the_last_line_and_outlives_compaction_and_a_move(tmp_path: Path) -> None:
+    source, target = str(tmp_path / "a.log"), str(tmp_path / "b.log")
+    lines = [
+        journal.told_line("x", "d.test", 1),
+        journal.told_line("x", "d.test", 2),
+        journal.told_line("y", "d.test", 5),
+    ]
+    write(source, "".join(lines))
+    book = Journal(source)
+    book.compact({"x"})
+    book.close()
+    assert journal.read(source).told == {"x": {"@d.test": 2}}
+    book = Journal(target)
+    journal.copy_lines(journal.read(source), book, ["x"])
+    book.close()
+    assert journal.read(target).told == {"x": {"@d.test": 2}}
+    assert journal.read(target).settled == {}

@@ -106,7 +106,7 @@ def test_the_null_sender_can_be_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("mail-from = '('\nvirtual-mta = 'default'", "5: source.pickup.select.mail-from: this is not a regular expr"),
+        ("mail-from = '('\nvirtual-mta = 'default'", "5: source.pickup.select.mail-from: this regular expression ca"),
         ("mail-from = 'x'\nvirtual-mta = 'defalt'", '6: source.pickup.select.virtual-mta: there is no VMTA "defalt"'),
         ("mail-from = 'x'", "4: source.pickup.select: a rule selects something"),
         ("virtual-mta = 'default'", "4: source.pickup.select: a rule asks for something"),

@@ -6,13 +6,17 @@ from typing import Any
 import pytest
 
 from spoolmta.model import Answer, Failure, FailureKind, Recipient, Reply, Stage
-from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet, transaction
+from spoolmta.smtp.client import Capabilities, Refused, Result, WireError, greet
+from spoolmta.smtp.transaction import transaction
 
 LOST = Failure(FailureKind.LOST, "connection lost")
 PIPELINING = Capabilities("mx", {"PIPELINING": ""})
 PLAIN = Capabilities("mx", {})
+CHUNKING = Capabilities("mx", {"PIPELINING": "", "CHUNKING": ""})
+STAYS = Capabilities("mx", {"PIPELINING": ""}, stays_after_421=True)
 BODY = b"Subject: a\r\n\r\n.b\r\n"
 STUFFED = b"Subject: a\r\n\r\n..b\r\n.\r\n"
+CHUNK = b"BDAT 18 LAST\r\nSubject: a\r\n\r\n.b\r\n"
 
 
 def people(count: int) -> list[Recipient]:
@@ -56,6 +60,29 @@ SCENARIOS: list[tuple[str, Capabilities, int, Script, Summary, bool, bytes]] = [
      [("EOD", 250), ("RCPT", 550), ("EOD", 250)], True, STUFFED),
     ("452 in the middle", PIPELINING, 3, [[250, 250, 452, 452, 354], [250]],
      [("EOD", 250), ("RCPT", 452), ("RCPT", 452)], True, STUFFED),
+    ("452 to all", PIPELINING, 2, [[250, 452, 452, 554], [250]], [("RCPT", 452), ("RCPT", 452)], True, b"RSET\r\n"),
+    ("452 in the middle, step by step: nobody else is asked about", PLAIN, 4, [[250], [250], [452], [354], [250]],
+     [("EOD", 250), ("RCPT", 452), ("RCPT", 452), ("RCPT", 452)], True, STUFFED),
+    ("all is well in a chunk", CHUNKING, 2, [[250, 250, 250], [250]], [("EOD", 250), ("EOD", 250)], True, CHUNK),
+    ("a chunk waits until somebody is accepted", CHUNKING, 2, [[250, 550, 450], [250]],
+     [("RCPT", 550), ("RCPT", 450)], True, b"RSET\r\n"),
+    ("a chunk behind a refused MAIL", CHUNKING, 1, [[550, 503], [250]], [("MAIL", 550)], True, b"RSET\r\n"),
+    ("a chunk is refused: the transaction is reset", CHUNKING, 1, [[250, 250], [554], [250]],
+     [("EOD", 554)], True, b"RSET\r\n"),
+    ("a chunk is refused for now", CHUNKING, 1, [[250, 250], [451], [250]], [("EOD", 451)], True, b"RSET\r\n"),
+    ("421 to a chunk", CHUNKING, 1, [[250, 250], [421]], [("EOD", 421)], False, CHUNK),
+    ("354 to a chunk", CHUNKING, 1, [[250, 250], [354]], [("EOD", "PROTOCOL")], False, CHUNK),
+    ("BDAT is offered and not known", CHUNKING, 1, [[250, 250], [503]], [("DATA", "PROTOCOL")], False, CHUNK),
+    ("lost at a chunk", CHUNKING, 1, [[250, 250], lost()], [("EOD", "LOST")], False, CHUNK),
+    ("421 to one RCPT before a chunk", CHUNKING, 2, [[250, 250, 421]], [("MAIL", 421), ("RCPT", 421)], False, b""),
+    ("a chunk, step by step", Capabilities("mx", {"CHUNKING": ""}), 1, [[250], [250], [250]],
+     [("EOD", 250)], True, CHUNK),
+    ("421 to one RCPT where that is no farewell", STAYS, 2, [[250, 250, 421, 354], [250], [250]],
+     [("EOD", 250), ("RCPT", 421)], True, b"RSET\r\n"),
+    ("421 to MAIL where that is no farewell", STAYS, 1, [[421, 503, 503], [250]], [("MAIL", 421)], True, b"RSET\r\n"),
+    ("421 that was one all the same", STAYS, 1, [[421, 503, 503], lost()], [("MAIL", 421)], False, b"RSET\r\n"),
+    ("lost while the content goes out", PIPELINING, 1, [[250, 250, 354], WireError(LOST, is_unsent=True)],
+     [("TRANSFER", "LOST")], False, STUFFED),
     ("nobody is accepted, and DATA is refused", PIPELINING, 2, [[250, 550, 551, 554], [250]],
      [("RCPT", 550), ("RCPT", 551)], True, b"RSET\r\n"),
     ("nobody is accepted, and DATA is not refused", PIPELINING, 2, [[250, 550, 551, 354], [554]],
@@ -125,6 +152,59 @@ def test_each_recipient_gets_its_answer(
         assert sent[-1] == last
     else:
         assert STUFFED not in sent
+        assert CHUNK not in sent
+
+
+TOO_MANY = "5.5.3 too many"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "is_put_off"),
+    [
+        (452, "4.5.3 too many recipients", True), (452, "enough", True), (452, "4.3.1 system full", True),
+        (452, "4.2.2 mailbox full", False), (452, "4.1.1 who?", False), (552, TOO_MANY, True), (550, TOO_MANY, True),
+        (552, "Too many recipients", True), (552, "5.2.2 over quota", False), (550, "5.1.1 no such user", False),
+        (451, TOO_MANY, False), (554, TOO_MANY, False),
+    ],
+)  # fmt: skip
+def test_who_is_one_too_many_is_put_off_and_who_is_refused_is_not(code: int, text: str, is_put_off: bool) -> None:
+    dialogue = transaction("s@a.b", people(3), BODY, PIPELINING)
+    next(dialogue)
+    replies = [Reply(250), Reply(250), Reply(code, (text,)), Reply(250), Reply(354)]
+    assert dialogue.send(replies).data == STUFFED
+    with pytest.raises(StopIteration) as stop:
+        dialogue.send([Reply(250)])
+    result = stop.value.value
+    assert result.retry == ((1,) if is_put_off else ())
+    assert summary(result) == [("EOD", 250), ("RCPT", code), ("EOD", 250)]
+
+
+def test_where_nobody_was_accepted_nobody_is_put_off() -> None:
+    result, _ = play(transaction("s@a.b", people(2), BODY, PIPELINING), [[250, 452, 452, 554], [250]])
+    assert result.retry == ()
+
+
+def test_what_the_host_says_it_does_not_take_is_not_offered_to_it() -> None:
+    offered = Capabilities("mx", {"PIPELINING": "", "SIZE": "10"}, max_size=10)
+    result, sent = play(transaction("s@a.b", people(2), BODY, offered), [])
+    assert summary(result) == [("MAIL", "TOO_BIG"), ("MAIL", "TOO_BIG")]
+    assert sent == []
+    assert result.reusable
+
+
+def test_a_message_with_8_bit_bytes_is_made_7_bit_where_8bitmime_is_not_offered() -> None:
+    content = b"Subject: a\r\nMIME-Version: 1.0\r\n\r\nGru\xc3\x9f an alle\r\n"
+    _, sent = play(transaction("s@a.b", people(1), content, PIPELINING), [[250, 250, 354], [250]])
+    assert b"Gru=C3=9F an alle\r\n.\r\n" in sent[1]
+    eight = Capabilities("mx", {"PIPELINING": "", "8BITMIME": ""})
+    _, sent = play(transaction("s@a.b", people(1), content, eight), [[250, 250, 354], [250]])
+    assert sent[1] == content + b".\r\n"
+
+
+def test_a_signed_message_with_8_bit_bytes_is_not_changed_and_cannot_go() -> None:
+    result, sent = play(transaction("s@a.b", people(1), b"DKIM-Signature: x\r\n\r\n\xff\r\n", PIPELINING), [])
+    assert summary(result) == [("MAIL", "UNCONVERTIBLE")]
+    assert sent == []
 
 
 def test_what_an_out_of_step_server_said_is_no_refusal() -> None:
@@ -147,10 +227,10 @@ def first_command(offered: dict[str, str], sender: str, recipient: Recipient, co
 
 def test_parameters_are_sent_only_if_they_are_offered() -> None:
     recipient = Recipient("r@b.c", "b.c", notify="FAILURE", orcpt="rfc822;r@b.c")
-    assert first_command({}, "s@b.c", recipient, b"\xff")[:2] == [b"MAIL FROM:<s@b.c>", b"RCPT TO:<r@b.c>"]
+    assert first_command({}, "s@b.c", recipient, b"\r\n\xff")[:2] == [b"MAIL FROM:<s@b.c>", b"RCPT TO:<r@b.c>"]
     everything = {"SIZE": "1000", "8BITMIME": "", "DSN": "", "SMTPUTF8": ""}
-    assert first_command(everything, "s@b.c", recipient, b"\xff")[:2] == [
-        b"MAIL FROM:<s@b.c> SIZE=1 BODY=8BITMIME RET=HDRS ENVID=a+2Bb+3D+C3+BC",
+    assert first_command(everything, "s@b.c", recipient, b"\r\n\xff")[:2] == [
+        b"MAIL FROM:<s@b.c> SIZE=3 BODY=8BITMIME RET=HDRS ENVID=a+2Bb+3D+C3+BC",
         b"RCPT TO:<r@b.c> NOTIFY=FAILURE ORCPT=rfc822;r@b.c",
     ]
     assert first_command({"8BITMIME": ""}, "s@b.c", recipient)[0] == b"MAIL FROM:<s@b.c>"

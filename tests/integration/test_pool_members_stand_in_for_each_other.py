@@ -123,3 +123,23 @@ def test_a_member_whose_back_off_has_no_end_of_its_own_is_tried_now_and_then() -
     assert absence(disabled, ["192.0.2.1", "192.0.2.2"], 5.0) is None
     assert absence(disabled, ["192.0.2.1"], 7.0) is None
     assert absence(Condition(mode=condition.RECOVERING, failures=3), [], 5.0) is None
+
+
+RULE = """
+[[vmta.a.response]]
+reply = '^451 .*scripted'
+action = "backoff"
+for = "8s"
+"""
+
+
+def test_a_receivers_complaint_to_one_member_gives_the_others_its_mail_for_a_while(tmp_path: Path) -> None:
+    with World(tmp_path) as world, world.mta(CONFIG + RULE) as mta:
+        drop(mta, "451-4.7.1@rule.test", vmta="a")
+        mta.wait_for(lambda: marker(mta, "rule.test").exists())
+        left = json.loads(marker(mta, "rule.test").read_text())
+        time.sleep(1.0)  # markers are read once a second
+        for number in range(6):
+            drop(mta, f"{number}@rule.test")
+        assert senders(world, mta, "rule.test", 6) == {"b": 6} or time.time() > left["until"]
+        assert left["reason"].startswith("backoff: ")

@@ -313,13 +313,15 @@ class Partition:
 
     def hand_over(self, domain: str, name: str, target: str) -> bool:
         """Give an entry to another VMTA by one rename. False, and it stays, where links of its message are still being
-        made, or some of its recipients are settled: the other's process may have read its journal already."""
+        made, a report of it is being written, or some of its recipients are settled: the other's process may have read
+        its journal already."""
         try:
             parts = entry.parse_name(name)
         except ValueError:
             return False
         is_linked = parts.folder and os.path.lexists(incoming_path(self.layout, parts, self.vmta))
-        if is_linked or any(journal.folder(address) == domain for address in self._settled.get(parts.id, ())):
+        is_part_done = any(journal.folder(address) == domain for address in self._settled.get(parts.id, ()))
+        if is_linked or is_part_done or (domain, parts.id) in self._held or (domain, name) in self._done:
             return False
         folder = "cur" if ":" in name else "new"
         try:
@@ -329,6 +331,7 @@ class Partition:
                 raise
             return False
         self._forget(domain, name)
+        self._forget_addresses(parts.id, domain)
         return True
 
     # Durability

@@ -35,6 +35,7 @@ from spoolmta.shared import Cell, Page, Row
 from spoolmta.smtp.starttls import kept_apart
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, is_free
+from spoolmta.standing import Standing
 from spoolmta.trigger import Responses
 
 log = logging.getLogger("spoolmta")
@@ -61,6 +62,7 @@ class Delivery:
         self._partition = Partition(layout, vmta)
         self._rates = state.Rates(layout.rates(vmta), time.time())
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells)
+        self._standing = Standing(config, layout, self._scheduler, self._partition)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         owner = Owner(self._policy, self._scheduler.site_of, self._add)
@@ -129,6 +131,8 @@ class Delivery:
                 self.leave(True)
                 return
             now = self._now()
+            if self._standing.tend(now):
+                self._request_turn()
             if now - last_scan > RESCAN:
                 last_scan = now
                 self._scan_wanted = True
@@ -180,6 +184,7 @@ class Delivery:
         self._ledger.close()
         self._save_state()
         self._rates.close()
+        self._standing.close()
         self._partition.close()
 
     def _save_state(self) -> None:
@@ -200,6 +205,7 @@ class Delivery:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
         self._configure(config)
+        self._standing.reconfigure(config)
         self._ledger.reconfigure(config)
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation

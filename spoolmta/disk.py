@@ -13,6 +13,7 @@ So: give the final name, then sync once for many files (`Committer.sync`, 4 ms f
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -20,6 +21,7 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Iterator
 
 from spoolmta.errors import SpoolError
 
@@ -138,6 +140,17 @@ def lock_process(path: str) -> int | str:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+@contextlib.contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """Hold a file's lock against other processes that take it, for a few instructions. It goes with the process, and
+    when the process closes any descriptor of the file (fcntl(2))."""
+    fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN)
 
 
 def is_open_for_writing(descriptor: int) -> bool:

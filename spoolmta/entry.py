@@ -149,6 +149,12 @@ def size(name: str) -> int:
     return int(name[start + 3 :].partition(",")[0]) if start >= 0 else 0
 
 
+def pool(name: str) -> str:
+    """The pool the entry was dealt out of, "" for none."""
+    start = name.find(",L=")
+    return name[start + 3 :].partition(",")[0].partition(":")[0] if start >= 0 else ""
+
+
 def flow(name: str) -> tuple[int, str]:
     """(priority, job hash): what shares the way out with what."""
     start = name.find(",J=") + 3

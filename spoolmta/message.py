@@ -88,6 +88,12 @@ def group_by_domain(envelope: Envelope) -> dict[str, list[Recipient]]:
     return groups
 
 
+def field_values(data: bytes, parsed: Parsed, name: str) -> list[str]:
+    """The values of every header field of this name, unfolded, without the white space around them."""
+    field = re.compile(rb"[\r\n]" + re.escape(name.encode()) + rb"[ \t]*:" + _VALUE, re.IGNORECASE)
+    return [_text(found[1]) for found in field.finditer(b"\n" + data[parsed.start : parsed.body])]
+
+
 def _crlf(data: bytes) -> bytes:
     returns = data.count(b"\r")
     if not returns:

@@ -221,6 +221,15 @@ class Host(Struct, frozen=True):
     port: int = 0
 
 
+class WarmUp(Struct, frozen=True):
+    """A plan for a new address: on the first day `start` (days since 1970-01-01, local) `plan[0]` messages, and so on;
+    what is over goes to the VMTA `overflow`. There is no limit behind the plan's end, and no plan where it is empty."""
+
+    start: int = 0
+    plan: tuple[int, ...] = ()
+    overflow: str = ""
+
+
 class Secret(Struct, frozen=True):
     """A text that must not be seen: it prints as stars wherever a value is shown."""
 
@@ -275,6 +284,8 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     max_errors_per_connection: int = 0
     mx_connection_attempts: int = 10
     connection_idle_timeout: float = 0.0
+    max_cold_virtual_mta_msg: tuple[int, ...] = ()
+    warm_up: WarmUp = WarmUp()
     connect_timeout: float = 120.0
     smtp_greeting_timeout: float = 300.0
     data_send_timeout: float = 180.0
@@ -387,7 +398,8 @@ class SourceHost(Struct, frozen=True):
 
 class Vmta(Struct, frozen=True, kw_only=True):
     """One VirtualMTA. `max_smtp_out` 0 means no limit over all its queues. `layers` are its domain tables,
-    weak to strong: those of its policy file, then its own; `responses` are its own rules, then its policy file's."""
+    weak to strong: those of its pool, those of its policy file, then its own; `responses` are its own rules, then its
+    policy file's."""
 
     name: str
     source_hosts: tuple[SourceHost, ...] = ()
@@ -395,15 +407,38 @@ class Vmta(Struct, frozen=True, kw_only=True):
     max_smtp_out: int = 0
     max_smtp_msg_rate: Rate = UNLIMITED
     max_smtp_data_volume_rate: Rate = UNLIMITED
+    cold_virtual_mta: tuple[str, ...] = ()
     layers: tuple[tuple[DomainTable, ...], ...] = ()
     responses: tuple[ResponseRule, ...] = ()
 
 
-class Source(Struct, frozen=True, kw_only=True):
-    """How mail that arrives one way is treated. `pickup` is a folder that is scanned ("" for none);
-    `allowed_virtual_mta` empty means any."""
+class Pool(Struct, frozen=True, kw_only=True):
+    """VMTAs among which mail is dealt out by weight. `layer` is also the weakest layer of each of its members."""
 
     name: str
+    virtual_mta: dict[str, int] = {}
+    layer: tuple[DomainTable, ...] = ()
+
+
+class Select(Struct, frozen=True, kw_only=True):
+    """One rule of `[[source.NAME.select]]`: regular expressions ("" for what is not asked) and what they select, a VMTA
+    or pool ("" for the source's default) and a priority (-1: the source's). `match` is for the values of `header`."""
+
+    mail_from: str = ""
+    rcpt_to: str = ""
+    header: str = ""
+    match: str = ""
+    virtual_mta: str = ""
+    recipient_priority: int = -1
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """How mail that arrives one way is treated. `pickup` is a folder that is scanned ("" for none);
+    `allowed_virtual_mta` empty means any. `select` is in the order of the file."""
+
+    name: str
+    select: tuple[Select, ...] = ()
+    recipient_priority: int = 50
     default_virtual_mta: str = "default"
     process_x_virtual_mta: bool = True
     process_x_job: bool = True
@@ -451,6 +486,7 @@ class Config(Struct, frozen=True, kw_only=True):
     mta_sts_port: int = 443
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
+    pools: dict[str, Pool] = {}
     domains: tuple[DomainTable, ...] = ()
     providers: dict[str, tuple[str, ...]] = {}
     responses: tuple[ResponseRule, ...] = ()

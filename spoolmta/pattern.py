@@ -53,8 +53,9 @@ class Pattern(Struct, frozen=True):
 
 
 @functools.cache
-def compiled(source: str) -> Pattern:
-    """The pattern, ready to search with. Raises BadPattern."""
+def compiled(source: str, *, may_be_empty: bool = False) -> Pattern:
+    """The pattern, ready to search with. Raises BadPattern; also for one that matches an empty text, which no reply is,
+    unless `may_be_empty` (the null sender's address is)."""
     is_exact = source.startswith(_CASE)
     text = source.removeprefix(_CASE)
     try:
@@ -65,7 +66,7 @@ def compiled(source: str) -> Pattern:
         raise BadPattern(f"{warning}: write \\[ for a bracket that is meant as one") from None
     except (re.error, OverflowError, RecursionError) as error:
         raise BadPattern(f"it is no regular expression: {error}") from None
-    if found.search(""):
+    if not may_be_empty and found.search(""):
         raise BadPattern("it matches everything, even an empty text")
     if _is_ambiguous(text):
         raise BadPattern(

@@ -20,10 +20,12 @@ import stat
 import time
 from collections.abc import Callable
 
-from spoolmta import accounting, disk, message, policy, record
+from spoolmta import accounting, disk, message, record, selection
 from spoolmta.arrivals import QUIET, Doorbell, Folder
 from spoolmta.control import HintWriter
+from spoolmta.dealer import Dealer
 from spoolmta.errors import MessageRefused, SpoolError
+from spoolmta.mailhosts import MailHosts
 from spoolmta.model import Config, Parsed
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import intake
@@ -48,6 +50,8 @@ class Pickup:
         self._config, self._layout, self._page, self._row = config, layout, page, row
         self._acceptor = Acceptor(layout, "pickup")
         self._hints = HintWriter(layout.run)
+        self._mail_hosts = MailHosts(config.nameservers)
+        self._dealer = Dealer(config, layout, lambda domain: self._mail_hosts.of(domain))
         self._log = accounting.Log(config.acct_files, page, row)
         self._clock = accounting.Clock()
         self._folders = [Folder(source) for source in config.sources.values() if source.pickup]
@@ -91,6 +95,8 @@ class Pickup:
                 calm = CALM_SCANS - 1
         self._bell.ignore()
         self._log.close()
+        self._dealer.close()
+        self._mail_hosts.close()
         self._acceptor.close()
 
     def _rest(self) -> None:
@@ -116,6 +122,9 @@ class Pickup:
         config, self._new_config = self._new_config, None
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._config = config
+        self._dealer.reconfigure(config)
+        self._mail_hosts.close()
+        self._mail_hosts = MailHosts(config.nameservers)
         self._log.reconfigure(config.acct_files)
         kept = {folder.path: folder for folder in self._folders}
         self._folders = []
@@ -255,11 +264,12 @@ class Pickup:
         for claimed in batch:
             envelope, name = claimed.parsed.envelope, claimed.name
             job = envelope.job if name.job != "0" else ""
+            vmta = name.pool or name.vmta  # as PowerMTA has it: what was asked for
             recipients += len(envelope.recipients)
             if wanted:
                 for recipient in envelope.recipients:
                     row = record.receipt_row(
-                        now, envelope.sender, recipient, source_type, name.vmta, job, envelope.envid, name.id
+                        now, envelope.sender, recipient, source_type, vmta, job, envelope.envid, name.id
                     )
                     self._log.write(row)
         self._row.add(Cell.ACCEPTED, recipients)
@@ -293,25 +303,48 @@ class Pickup:
             data = _read_all(descriptor, status.st_size)
             try:
                 parsed = message.parse(data)
-                vmta = policy.choose_vmta(self._config, folder.source, parsed.envelope)
+                choice = selection.choose(self._config, folder.source, parsed, data)
             except MessageRefused as error:
                 return self._refuse(path, str(error))
             parsed = _without_job(parsed) if not folder.source.process_x_job else parsed
-            claimed = self._acceptor.incoming.describe(data, parsed, vmta, folder.source.name)
+            dealt = self._dealer.deal(choice.name, {recipient.domain for recipient in parsed.envelope.recipients}, now)
+            is_taken = False
             try:
-                if not must_copy:
-                    return claimed if self._acceptor.incoming.claim(path, claimed) else False
-            except OSError as error:
-                if error.errno != errno.EXDEV or self._config.copy == "never":
-                    raise
-            if not _may_remove(folder.path, status):
-                self._leave_alone(folder, name, "it could be copied, but not removed from its folder")
-                return False
-            self._acceptor.incoming.write(data, claimed, path, status)
-            copied.append(path)
-            return claimed
+                claimed = self._acceptor.incoming.describe(
+                    data, parsed, dealt.vmta, folder.source.name, pool=dealt.pool, priority=choice.priority
+                )
+                is_taken = self._bring_in(folder, path, data, claimed, status, must_copy, copied)
+            finally:
+                if not is_taken:
+                    self._dealer.take_back(dealt, now)
+            return claimed if is_taken else False
         finally:
             os.close(descriptor)
+
+    def _bring_in(
+        self,
+        folder: Folder,
+        path: str,
+        data: bytes,
+        claimed: Claimed,
+        status: os.stat_result,
+        must_copy: bool,
+        copied: list[str],
+    ) -> bool:
+        """Claim a file, or copy it where it cannot be claimed (then its path is put into `copied`). False if it is gone
+        or must stay."""
+        try:
+            if not must_copy:
+                return self._acceptor.incoming.claim(path, claimed)
+        except OSError as error:
+            if error.errno != errno.EXDEV or self._config.copy == "never":
+                raise
+        if not _may_remove(folder.path, status):
+            self._leave_alone(folder, os.path.basename(path), "it could be copied, but not removed from its folder")
+            return False
+        self._acceptor.incoming.write(data, claimed, path, status)
+        copied.append(path)
+        return True
 
     def _fitness(self, folder: Folder, name: str, descriptor: int, status: os.stat_result, now: float) -> bool | str:
         """Whether a regular file may be taken: "" if by renaming it, why only by copying it, or False (put off), or

@@ -1,9 +1,10 @@
-"""Which VMTA takes a message, which domains share a site, and what holds for a domain there.
+"""Which domains share a site, and what holds for a domain there.
 
-Settings come in layers, from weak to strong: the built-in defaults, the global `[domain]` and `[provider]` tables, the
-VMTA's policy file, the VMTA's own tables. A stronger layer wins whatever its pattern: a VMTA's `*` beats a global
-`example.com` (`warnings` tells where that loosens a limit). Within a layer the more specific pattern wins, setting by
-setting: `*`, the provider, then `[*.]com`, `*.com`, `[*.]example.com`, `*.example.com`, ..., `mail.example.com`.
+Settings come in layers, from weak to strong: the built-in defaults, the global `[domain]` and `[provider]` tables,
+those of the VMTA's pool, the VMTA's policy file, the VMTA's own tables. A stronger layer wins whatever its pattern: a
+VMTA's `*` beats a global `example.com` (`warnings` tells where that loosens a limit). Within a layer the more specific
+pattern wins, setting by setting: `*`, the provider, then `[*.]com`, `*.com`, `[*.]example.com`, `*.example.com`, ...,
+`mail.example.com`.
 A domain is looked up under each of these few names, so the cost does not depend on how many patterns there are.
 
 A site is what shares connections, limits and back-off state (`PolicyTable.site_of`). Its limits are those of its name:
@@ -19,9 +20,7 @@ from typing import Any
 
 import msgspec
 
-from spoolmta import address
-from spoolmta.errors import MessageRefused
-from spoolmta.model import Config, DomainPolicy, DomainTable, Envelope, Rate, Setting, Source
+from spoolmta.model import Config, DomainPolicy, DomainTable, Rate, Setting
 
 Layer = dict[str, dict[str, Setting]]
 
@@ -156,25 +155,6 @@ def resolve(config: Config, vmta_name: str, site: str, domain: str) -> DomainPol
 def explain(config: Config, vmta_name: str, site: str, domain: str) -> dict[str, Setting]:
     """Where each value of `resolve` comes from, by field name."""
     return PolicyTable(config, vmta_name).explain(site, domain)
-
-
-def choose_vmta(config: Config, source: Source, envelope: Envelope) -> str:
-    """The VMTA for a message: the one it asks for, where its source lets it ask, else the source's default.
-
-    Names have no upper case, so `X-Virtual-MTA: Bulk` can only mean `bulk`. Raises MessageRefused.
-    """
-    if not envelope.virtual_mta or not source.process_x_virtual_mta:
-        return source.default_virtual_mta
-    wanted = envelope.virtual_mta.lower()
-    if wanted not in config.vmtas:
-        raise MessageRefused(
-            f'x-virtual-mta names the VMTA "{address.show(envelope.virtual_mta)}", which does not exist'
-        )
-    if source.allowed_virtual_mta and wanted not in source.allowed_virtual_mta:
-        raise MessageRefused(
-            f'x-virtual-mta names the VMTA "{wanted}", which the source "{source.name}" does not allow'
-        )
-    return wanted
 
 
 def warnings(config: Config) -> list[str]:

@@ -21,7 +21,20 @@ from typing import Any
 
 import setproctitle
 
-from spoolmta import __version__, accounting, config, control, delivery, disk, lifecycle, pickup, policy, process, state
+from spoolmta import (
+    __version__,
+    accounting,
+    config,
+    control,
+    delivery,
+    disk,
+    lifecycle,
+    markers,
+    pickup,
+    policy,
+    process,
+    state,
+)
 from spoolmta.errors import ConfigError, UnavailableError
 from spoolmta.lifecycle import Health
 from spoolmta.model import Config
@@ -291,15 +304,18 @@ class Supervisor:
                 how,
                 max(0.0, health.restart_at - now),
             )
-        if child.role == PICKUP:
+        vmta = child.role.partition("/")[2]
+        if child.role != PICKUP:
+            self._put_to_sleep(vmta, clean)
+        if child.role == PICKUP or (
+            not clean and any(vmta in pool.virtual_mta for pool in self._config.pools.values())
+        ):
             self._make_up_for_lost_hints()
-        else:
-            self._put_to_sleep(child.role.partition("/")[2], clean)
 
     def _make_up_for_lost_hints(self) -> None:
-        """An intake process may have died between putting mail into the queue and telling of it: let all look."""
+        """A process may have died between putting mail into another's queue and telling of it: let all look."""
         self._find_mail()
-        for role in self._roles:
+        for role in self._roles.keys() - {PICKUP}:
             with contextlib.suppress(BlockingIOError):  # so full of hints that the next slow scan has to do
                 os.write(self._fifos[role.partition("/")[2]], f"{control.SCAN}\n".encode())
 
@@ -327,10 +343,13 @@ class Supervisor:
             self._sleepers.unregister(self._fifos[vmta])
 
     def _find_mail(self) -> None:
-        """At start (and after a reload) wake the VMTAs that have mail; tell of mail whose VMTA is not configured."""
+        """At start (and after a reload) wake the VMTAs that have mail, or markers that may not hold any more; tell of
+        mail whose VMTA is not configured."""
         self._orphaned = []
+        marked = markers.members(self._layout)
         for name in sorted(os.listdir(self._layout.queue)):
-            if not _holds_mail(f"{self._layout.queue}/{name}"):
+            is_marked = name in marked and name in self._config.vmtas
+            if not is_marked and not spool_layout.holds_mail(f"{self._layout.queue}/{name}"):
                 continue
             if name in self._config.vmtas:
                 if f"deliver/{name}" not in self._roles:
@@ -461,21 +480,6 @@ class Supervisor:
             "restarts": row[Cell.RESTARTS],
             "disk_full": bool(row[Cell.TROUBLE]),
         }
-
-
-def _holds_mail(path: str) -> bool:
-    try:
-        for domain in os.listdir(path):
-            for folder in ("new", "cur"):
-                with (
-                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
-                    os.scandir(f"{path}/{domain}/{folder}") as names,
-                ):
-                    if next(names, None) is not None:
-                        return True
-    except NotADirectoryError:
-        pass
-    return False
 
 
 def run(path: str) -> None:

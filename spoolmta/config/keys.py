@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from spoolmta.config import rates, responses, values
+from spoolmta.config import plans, rates, responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
@@ -40,10 +40,19 @@ SOURCE: dict[str, Kind] = {
     "process-x-virtual-mta": values.FLAG,
     "process-x-job": values.FLAG,
     "allowed-virtual-mta": values.NAMES,
+    "recipient-priority": number(50, 0, 100),
     "pickup": PATH,
     "max-message-size": size(1),
     "suppress-local-dsn": values.FLAG,
     "dsn-return-default": choice("full", "headers"),
+}
+SELECT: dict[str, Kind] = {
+    "mail-from": values.EXPRESSION,
+    "rcpt-to": values.EXPRESSION,
+    "header": values.FIELD_NAME,
+    "match": values.EXPRESSION,
+    "virtual-mta": values.TEXT,
+    "recipient-priority": number(50, 0, 100),
 }
 VMTA: dict[str, Kind] = {
     "smtp-source-host": values.SOURCE_HOSTS,
@@ -51,8 +60,11 @@ VMTA: dict[str, Kind] = {
     "max-smtp-out": number(200),
     "max-smtp-msg-rate": rates.RATE,
     "max-smtp-data-volume-rate": rates.DATA_RATE,
+    "cold-virtual-mta": values.NAMES,
+    "warm-up": plans.WARM_UP,
     "policy": PATH,
 }
+POOL: dict[str, Kind] = {"virtual-mta": values.WEIGHTS}
 DOMAIN: dict[str, Kind] = {
     "smtp-hosts": values.HOSTS,
     "default-smtp-port": values.PORT,
@@ -89,6 +101,8 @@ DOMAIN: dict[str, Kind] = {
     "notify-of-delay-every": rates.DURATION_OR_NEVER,
     "dsn-format": choice("standard", "plain-text"),
     "connection-idle-timeout": duration("5s", is_zero_allowed=True, most=600),
+    "max-cold-virtual-mta-msg": plans.PER_DAY,
+    "warm-up": plans.WARM_UP,
     "connect-timeout": duration("2m"),
     "smtp-greeting-timeout": duration("5m"),
     "data-send-timeout": duration("3m"),
@@ -145,20 +159,25 @@ TABLES: dict[str, dict[str, Kind]] = {
     "pickup": PICKUP,
     "dns": DNS,
     "source": SOURCE,
+    "select": SELECT,
     "vmta": VMTA,
+    "pool": POOL,
     "domain": DOMAIN,
     "provider": PROVIDER,
     "response": RESPONSE,
     "acct-file": ACCT_FILE,
 }
 TABLES_WITHIN: dict[str, tuple[str, ...]] = {
-    "": tuple(TABLES)[1:],
+    "": tuple(table for table in TABLES if table not in ("", "select")),
     "vmta": ("domain", "provider", "response"),
+    "pool": ("domain", "provider"),
     "provider": ("response",),
+    "source": ("select",),
 }
 REQUIRED: dict[str, dict[str, str]] = {
     "": {"host-name": 'host-name = "mta.example.com"'},
     "spool": {"directory": 'directory = "../spool"'},
+    "pool": {"virtual-mta": "virtual-mta = { alerts-1 = 3, alerts-2 = 1 }"},
     "response": {"reply": r"reply = '^421 .*\[TSS04\]'", "action": 'action = "backoff"'},
     "acct-file": {"path": 'path = "../spool/accounting/acct.csv"'},
 }

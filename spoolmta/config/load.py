@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, responses, tls, values
+from spoolmta.config import files, keys, plans, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, Config, DomainTable, ResponseRule, Setting, Source, Vmta
+from spoolmta.model import AcctFile, Config, DomainTable, Pool, ResponseRule, Select, Setting, Source, Vmta
 
 Layer = tuple[DomainTable, ...]
 
@@ -64,10 +64,13 @@ class _Reader:
         fields.setdefault("host_name", "")
         domains = self._layer(tree, (), self._mx)
         vmtas = self._vmtas()
+        pools = self._pools(vmtas)
+        self._check_warming(vmtas, [*domains, *(table for pool in pools.values() for table in pool.layer)])
         config = Config(
             **fields,
-            vmtas=vmtas,
-            sources=self._sources(vmtas, spool),
+            vmtas=self._with_pools(vmtas, pools),
+            pools=pools,
+            sources=self._sources([*vmtas, *pools], spool),
             domains=domains,
             providers=self._mx,
             responses=self._responses(tree, ()),
@@ -126,15 +129,61 @@ class _Reader:
         vmtas: dict[str, Vmta] = {}
         for name, raw in self._named("vmta"):
             path = ("vmta", name)
+            if name == "pool":
+                self._complain(path, 'a VMTA cannot be named "pool": a folder in the spool is named so')
             if _JOURNAL_NAME.fullmatch(name):
                 self._complain(path, f'a VMTA cannot be named "{name}": the journal of a process is named so')
             fields = self._table(raw, path, "vmta")
             policy = fields.pop("policy", "")
             layers = [self._policy(policy, raw["policy"], (*path, "policy"))] if policy else []
+            if warm_up := fields.pop("warm_up", None):
+                setting = Setting(warm_up, *self._document.place((*path, "warm-up")))
+                layers.append((DomainTable("*", {"warm_up": setting}),))
             layers.append(self._layer(raw, path))
             rules = (*self._responses(raw, path), *self._policy_responses.get(policy, ()))
             vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), responses=rules, **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
+
+    def _pools(self, vmtas: dict[str, Vmta]) -> dict[str, Pool]:
+        pools: dict[str, Pool] = {}
+        for name, raw in self._named("pool"):
+            path = ("pool", name)
+            if name in vmtas:
+                self._complain(path, f'there is a VMTA "{name}" too: VMTAs and pools share their names')
+            fields = self._table(raw, path, "pool")
+            for member in fields.get("virtual_mta", ()):
+                self._check_vmta((*path, "virtual-mta", member), [member], vmtas)
+            pools[name] = Pool(name=name, layer=self._layer(raw, path), **fields)
+        return pools
+
+    def _with_pools(self, vmtas: dict[str, Vmta], pools: dict[str, Pool]) -> dict[str, Vmta]:
+        """The VMTAs with the tables of their pools below their own."""
+        found = dict(vmtas)
+        taken: dict[str, str] = {}
+        for pool in pools.values():
+            for member in pool.virtual_mta if pool.layer else ():
+                if (other := taken.setdefault(member, pool.name)) != pool.name:
+                    first = self._document.place(("pool", other))
+                    text = f'the VMTA "{address.show(member)}" is in the pool "{other}" too ({first[0]}:{first[1]})'
+                    self._complain(("pool", pool.name), f"{text}, and both pools have domain or provider tables")
+                elif member in found:
+                    layers = (pool.layer, *found[member].layers)
+                    found[member] = msgspec.structs.replace(found[member], layers=layers)
+        return found
+
+    def _check_warming(self, vmtas: dict[str, Vmta], shared: Iterable[DomainTable]) -> None:
+        """Cold VMTAs and those that take what is over must be there, and mail must not go round between them."""
+        for table in shared:
+            if found := table.settings.get("warm_up"):
+                text = "a plan is for one VMTA: it belongs into [vmta.NAME], its tables or its policy file"
+                self._problems.add((found.file, found.line), ("warm-up",), text)
+        for vmta in vmtas.values():
+            path = ("vmta", vmta.name, "cold-virtual-mta")
+            self._check_vmta(path, vmta.cold_virtual_mta, vmtas)
+            if vmta.name in vmta.cold_virtual_mta:
+                self._complain(path, "a VMTA cannot be its own cold one")
+        for place, text in plans.wrong_overflows(vmtas):
+            self._problems.add(place, ("warm-up",), text)
 
     def _policy(self, whole: str, written: str, here: Path) -> Layer:
         """The domain tables of a policy file, named at `here`."""
@@ -267,14 +316,15 @@ class _Reader:
             except values.BadValue as error:
                 self._complain(here, str(error))
 
-    def _sources(self, vmtas: dict[str, Vmta], spool: str) -> dict[str, Source]:
+    def _sources(self, names: Collection[str], spool: str) -> dict[str, Source]:
         sources: dict[str, Source] = {}
         folders: dict[str, str] = {}
         for name, raw in self._named("source"):
             path = ("source", name)
             fields = self._table(raw, path, "source")
-            self._check_vmta((*path, "default-virtual-mta"), [fields.get("default_virtual_mta", "default")], vmtas)
-            self._check_vmta((*path, "allowed-virtual-mta"), fields.get("allowed_virtual_mta", ()), vmtas)
+            self._check_vmta((*path, "default-virtual-mta"), [fields.get("default_virtual_mta", "default")], names)
+            self._check_vmta((*path, "allowed-virtual-mta"), fields.get("allowed_virtual_mta", ()), names)
+            fields["select"] = self._selects(raw.get("select", []), (*path, "select"), names)
             if name == "pickup" and spool:
                 fields.setdefault("pickup", f"{spool.rstrip('/')}/pickup")
             sources[name] = Source(name=name, **fields)
@@ -289,10 +339,30 @@ class _Reader:
                 )
         return sources
 
-    def _check_vmta(self, path: Path, names: Iterable[str], vmtas: dict[str, Vmta]) -> None:
+    def _selects(self, raw: object, path: Path, names: Collection[str]) -> tuple[Select, ...]:
+        if not isinstance(raw, list):
+            self._complain(path, f"a rule is written with two brackets: [[{dotted(path)}]]")
+            return ()
+        found = []
+        for number, table in enumerate(raw):
+            here = (*path, number)
+            fields = self._table(table, here, "select")
+            rule = Select(**fields)
+            written = table if isinstance(table, dict) else {}
+            if not {"mail-from", "rcpt-to", "header"} & written.keys():
+                self._complain(here, "a rule asks for something: mail-from, rcpt-to, or header and match")
+            if ("header" in written) != ("match" in written):
+                self._complain(here, "header and match belong together")
+            if not {"virtual-mta", "recipient-priority"} & written.keys():
+                self._complain(here, "a rule selects something: virtual-mta or recipient-priority")
+            self._check_vmta((*here, "virtual-mta"), [rule.virtual_mta] if rule.virtual_mta else [], names)
+            found.append(rule)
+        return tuple(found)
+
+    def _check_vmta(self, path: Path, names: Iterable[str], known: Collection[str]) -> None:
         for name in names:
-            if name not in vmtas:
-                self._complain(path, f'there is no VMTA "{address.show(name)}"' + _meant(name, vmtas))
+            if name not in known:
+                self._complain(path, f'there is no VMTA "{address.show(name)}"' + _meant(name, known))
 
     def _acct_files(self, spool: str) -> tuple[AcctFile, ...]:
         raw = self._document.tree.get("acct-file", [])
@@ -316,7 +386,7 @@ def _unknown(path: Path, value: object, table: str) -> str:
     known = [*keys.TABLES[table], *keys.TABLES_WITHIN.get(table, ())]
     if meant := _meant(key, known):
         return f"unknown key{meant}"
-    if isinstance(value, dict) and table in ("vmta", "source") and len(path) == 3:
+    if isinstance(value, dict) and table in ("vmta", "pool", "source") and len(path) == 3:
         return (
             f'unknown key; a name with a dot in it is written in quotes: [{table}."{address.show(f"{path[1]}.{key}")}"]'
         )
@@ -329,8 +399,8 @@ def _unknown(path: Path, value: object, table: str) -> str:
 
 def _home(table: str) -> str:
     headers = {"": "at the top of the file, before the first table", "acct-file": "into [[acct-file]]"}
-    headers |= {"domain": 'into [domain."PATTERN"]'}
-    headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "source", "provider")}
+    headers |= {"domain": 'into [domain."PATTERN"]', "select": "into [[source.NAME.select]]"}
+    headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "pool", "source", "provider")}
     return headers.get(table, f"into [{table}]")
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import address
+from spoolmta import address, pattern
 from spoolmta.errors import UsageError
 from spoolmta.model import MORE_COLUMNS, Host, Secret, SourceHost, Struct
 
@@ -21,11 +21,14 @@ SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
 MAX_NUMBER = 10**15
 MAX_SCHEDULE = 30
 """PowerMTA's own bound on the length of a `retry-after` list."""
+MAX_WEIGHT = 1000
+"""Shares are exact after as many messages as the weights add up to: larger ones would be exact too late to matter."""
 
 _DURATION = re.compile("".join(rf"(?:([0-9]{{1,9}}){unit})?" for unit in DURATION_UNITS))
 _SIZE = re.compile(r"([0-9]{1,12})([bkmgt])", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,31}")
+_FIELD_NAME = re.compile(r"[!-9;-~]{1,70}")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,31}")
 
 
@@ -91,6 +94,23 @@ def read_path(value: object) -> str:
         raise wrong('a path in quotes, like "../spool"', value)
     if not value.isprintable():
         raise BadValue("there are characters in the path that cannot be printed")
+    return value
+
+
+def _read_expression(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong("a regular expression in single quotes, like '^alerts@'", value)
+    try:
+        pattern.compiled(value, may_be_empty=True)
+    except pattern.BadPattern as error:
+        raise BadValue(f"this regular expression cannot be used: {error}") from None
+    return value
+
+
+def _read_field_name(value: object) -> str:
+    """The name of a header field (RFC 5322 section 2.2)."""
+    if not isinstance(value, str) or not _FIELD_NAME.fullmatch(value):
+        raise wrong('the name of a header field without its colon, like "X-Stream"', value)
     return value
 
 
@@ -309,6 +329,20 @@ def read_name(text: str) -> str:
     return text
 
 
+def _read_weights(value: object) -> dict[str, int]:
+    """Members of a pool and their weights; in a list all have the same."""
+    expected = 'a table of VMTAs and weights, like { alerts-1 = 3, alerts-2 = 1 }, or a list like ["alerts-1"]'
+    if isinstance(value, list):
+        names = [_read_text(item) for item in value]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise BadValue(f"{shown(twice)} is there twice: weights are given in a table")
+        value = dict.fromkeys(names, 1)
+    if not isinstance(value, dict) or not value:
+        raise wrong(expected, value)
+    weight = number(3, 1, MAX_WEIGHT)
+    return {name: weight.read(item) for name, item in value.items()}
+
+
 def read_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return None if "%" in text else ipaddress.ip_address(text)
@@ -438,6 +472,9 @@ TEXT = Kind(_read_text)
 SECRET = Kind(_read_secret, lambda value: toml(str(value)) if str(value) != '""' else '""')
 RECORD_FIELDS = Kind(_read_record_fields, _write_record_fields)
 USER = Kind(_read_user)
+WEIGHTS = Kind(_read_weights)
+EXPRESSION = Kind(_read_expression)
+FIELD_NAME = Kind(_read_field_name)
 FLAG = Kind(_read_flag)
 AUTHOR = Kind(_read_author)
 HOST_NAME = Kind(read_host_name)

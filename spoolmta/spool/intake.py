@@ -65,7 +65,9 @@ class Incoming:
     def __repr__(self) -> str:
         return f"Incoming({self.name})"
 
-    def describe(self, data: bytes, parsed: Parsed, vmta: str, source: str) -> Claimed:
+    def describe(
+        self, data: bytes, parsed: Parsed, vmta: str, source: str, *, pool: str = "", priority: int = 50
+    ) -> Claimed:
         """Name a message; nothing is touched yet."""
         domains: dict[str, int] = {}
         for recipient in parsed.envelope.recipients:
@@ -77,6 +79,8 @@ class Incoming:
             job=entry.job_hash(parsed.envelope.job),
             recipients=len(parsed.envelope.recipients) if len(domains) == 1 else 1,
             source=source,
+            pool=pool,
+            priority=priority,
             folder=self.name if len(domains) > 1 else "",
             vmta=vmta,
         )

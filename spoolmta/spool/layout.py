@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -44,6 +45,14 @@ class Layout(Struct, frozen=True):
 
     def state(self, name: str) -> str:
         return f"{self.root}/state/{name}"
+
+    @property
+    def tally(self) -> str:
+        """No VMTA's state can be named so: names do not begin with a dot."""
+        return self.root + "/state/.tally"
+
+    def pool(self, name: str) -> str:
+        return f"{self.root}/state/pool/{name}"
 
     def rates(self, vmta: str) -> str:
         return f"{self.root}/rates/{vmta}"
@@ -104,6 +113,22 @@ def check_format(root: str) -> None:
             f"the spool {root} has format {text!r}, newer than {FORMAT}, the newest this version knows; "
             "run the version of spoolmta that wrote it"
         )
+
+
+def holds_mail(path: str) -> bool:
+    """Whether there is any entry in a VMTA's part of the queue."""
+    try:
+        for domain in os.listdir(path):
+            for folder in ("new", "cur"):
+                with (
+                    contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                    os.scandir(f"{path}/{domain}/{folder}") as names,
+                ):
+                    if next(names, None) is not None:
+                        return True
+    except NotADirectoryError:
+        pass
+    return False
 
 
 def is_private(path: str) -> bool:

@@ -311,6 +311,29 @@ class Partition:
         self._after_flush.append((id_, action))
         return Gone(reason, count)
 
+    def hand_over(self, domain: str, name: str, target: str) -> bool:
+        """Give an entry to another VMTA by one rename. False, and it stays, where links of its message are still being
+        made, a report of it is being written, or some of its recipients are settled: the other's process may have read
+        its journal already."""
+        try:
+            parts = entry.parse_name(name)
+        except ValueError:
+            return False
+        is_linked = parts.folder and os.path.lexists(incoming_path(self.layout, parts, self.vmta))
+        is_part_done = any(journal.folder(address) == domain for address in self._settled.get(parts.id, ()))
+        if is_linked or is_part_done or (domain, parts.id) in self._held or (domain, name) in self._done:
+            return False
+        folder = "cur" if ":" in name else "new"
+        try:
+            put(disk.rename, self.place(domain, name), f"{self.layout.queue}/{target}/{domain}/{folder}/{name}")
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            return False
+        self._forget(domain, name)
+        self._forget_addresses(parts.id, domain)
+        return True
+
     # Durability
 
     @property

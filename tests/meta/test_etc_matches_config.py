@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from spoolmta import config, policy
-from spoolmta.model import Config, DomainPolicy, Secret, Source, Vmta
+from spoolmta.model import Config, DomainPolicy, Secret, Source, Vmta, WarmUp
 from tests.support.tls import Authority
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -36,7 +36,8 @@ def documented() -> set[str]:
     found, table, is_provider = set(), "", False
     for line in uncommented().splitlines():
         if header := re.fullmatch(r"\[+(.*?)\]+", line):
-            table = "domain" if "domain" in header[1] else header[1].partition(".")[0]
+            names = header[1].split(".")
+            table = next((name for name in ("domain", "select") if name in names), names[0])
             is_provider = table == "provider"
         elif key := re.match(r"([a-z0-9-]+) = ", line):
             home = "domain" if is_provider and key[1] != "mx" else table
@@ -62,6 +63,7 @@ def test_the_shipped_configuration_loads_and_warns_of_nothing() -> None:
 
 
 def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -> None:
+    assert set(with_everything.pools) == {"alerts"}
     assert set(with_everything.vmtas) == {"default", "bulk", "news"}
     assert policy.resolve(with_everything, "bulk", "gmail.com", "gmail.com").max_smtp_out == 10
 
@@ -72,12 +74,13 @@ def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None
     told |= dict.fromkeys(examples, ()) | {"auth_username": "", "auth_password": Secret()}
     told |= {"smtp_tls_ciphers": "", "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples too
     told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
+    told |= {"max_cold_virtual_mta_msg": (), "warm_up": WarmUp()}  # an example, and what is never global
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")
     for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy"):
         assert getattr(with_everything, field) == getattr(plain, field)
     source = with_everything.sources["pickup"]
     allowed, folder = source.allowed_virtual_mta, source.pickup
-    assert source == Source(name="pickup", allowed_virtual_mta=allowed, pickup=folder)
+    assert source == Source(name="pickup", allowed_virtual_mta=allowed, pickup=folder, select=source.select)
     assert folder == f"{with_everything.spool}/pickup"
     assert with_everything.vmtas["bulk"].max_smtp_out == Vmta(name="").max_smtp_out

@@ -20,6 +20,9 @@ VOLUMES = "integration/test_limits_of_connections_and_volumes.py::"
 REPLIES = "integration/test_what_receivers_say_changes_how_we_send.py::"
 ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
+SELECT = "integration/test_rules_choose_vmta_and_priority.py::"
+POOLS = "integration/test_pools_share_mail.py::"
+WARMING = "integration/test_addresses_warm_up.py::"
 TLS = "integration/test_tls_is_as_demanded.py::"
 DANE = "integration/test_dane_and_mta_sts_protect_domains.py::"
 TOLD = "integration/test_senders_are_told.py::"
@@ -44,12 +47,24 @@ SCENARIOS = {
     "source.allowed-virtual-mta": SOURCES + "test_mail_may_choose_a_vmta_that_its_source_allows",
     "source.pickup": SOURCES + "test_a_source_has_its_own_folder_and_may_ignore_what_its_mail_asks_for",
     "source.max-message-size": SOURCES + "test_a_message_above_max_message_size_is_refused",
+    "source.recipient-priority": SELECT + "test_a_message_of_a_higher_priority_overtakes_and_the_others_still_move",
+    "select.mail-from": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.rcpt-to": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.header": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.match": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.virtual-mta": SELECT + "test_the_first_rule_that_matches_chooses_the_vmta",
+    "select.recipient-priority": SELECT + "test_a_message_of_a_higher_priority_overtakes_and_the_others_still_move",
     "source.suppress-local-dsn": TOLD + "test_a_source_may_want_no_reports",
     "source.dsn-return-default": TOLD + "test_the_whole_message_goes_back_where_it_is_asked_for_and_not_too_large",
     "vmta.smtp-source-host": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.host-name": WAY + "test_the_receiver_sees_the_vmtas_own_address_and_name",
     "vmta.max-smtp-out": LIMITS + "test_there_are_never_more_connections_of_a_vmta_than_its_max_smtp_out",
     "vmta.policy": COMMANDS + "test_check_reads_included_files_and_policies_and_says_ok",
+    "vmta.cold-virtual-mta": WARMING + "test_the_first_messages_of_a_day_go_to_the_cold_vmtas_in_turn",
+    "vmta.warm-up": WARMING + "test_what_is_over_the_plan_of_a_vmta_goes_to_its_overflow_also_after_a_kill",
+    "domain.max-cold-virtual-mta-msg": WARMING + "test_the_first_messages_of_a_day_go_to_the_cold_vmtas_in_turn",
+    "domain.warm-up": WARMING + "test_the_domains_of_a_provider_share_its_plan",
+    "pool.virtual-mta": POOLS + "test_every_member_gets_its_weight_of_the_pools_mail",
     "domain.smtp-hosts": WAY + "test_when_the_first_level_of_smtp_hosts_is_down_the_second_is_used",
     "domain.default-smtp-port": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",
     "domain.disable-mx-rollup": ROLLUP + "test_a_domain_that_is_taken_out_has_a_queue_of_its_own",

@@ -14,7 +14,7 @@ from spoolmta import config
 from spoolmta.config import lines
 from spoolmta.config.keys import DOMAIN
 from spoolmta.errors import ConfigError
-from spoolmta.model import Config, DomainPolicy, Host, Rate, Secret
+from spoolmta.model import Config, DomainPolicy, Host, Rate, Secret, WarmUp
 
 BASE = 'host-name = "mta.example.com"\nspool = { directory = "spool" }\n'
 
@@ -67,6 +67,10 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "auth_password": st.just(Secret()),
     "retry_after": schedules,
     "retry_recipients_after": schedules,
+    "max_cold_virtual_mta_msg": st.lists(st.integers(0, 10**9), min_size=1, max_size=9).map(tuple),
+    "warm_up": st.builds(
+        WarmUp, st.integers(-700_000, 2_000_000), st.lists(st.integers(0, 10**9), min_size=1).map(tuple), st.just("a.b")
+    ),
     "use_starttls": st.booleans(),
     "require_starttls": st.booleans(),
     "smtp_tls_verify": st.booleans(),

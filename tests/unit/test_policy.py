@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from spoolmta import config, policy
-from spoolmta.errors import ConfigError, MessageRefused
-from spoolmta.model import Config, DomainPolicy, Envelope, Setting, Source
+from spoolmta.errors import ConfigError
+from spoolmta.model import Config, DomainPolicy, Setting
 
 BASE = 'host-name = "mta.example.com"\nspool = { directory = "spool" }\n'
 
@@ -67,26 +67,6 @@ def test_an_address_literal_has_what_holds_for_all(tmp_path: Path) -> None:
 
 def test_a_vmta_that_is_gone_has_the_global_policy(tmp_path: Path) -> None:
     assert limit(load(tmp_path, '[domain."*"]\nmax-smtp-out = 3\n'), "gone", "a.b") == 3
-
-
-def envelope(virtual_mta: str) -> Envelope:
-    return Envelope("a@b.c", (), virtual_mta=virtual_mta)
-
-
-def test_a_message_chooses_its_vmta_only_where_its_source_lets_it(tmp_path: Path) -> None:
-    loaded = load(tmp_path, "[vmta.bulk]\n[vmta.news]\n")
-    free = Source(name="s", default_virtual_mta="news")
-    bound = Source(name="s", default_virtual_mta="news", allowed_virtual_mta=("bulk",))
-    deaf = Source(name="s", default_virtual_mta="news", process_x_virtual_mta=False)
-    assert policy.choose_vmta(loaded, free, envelope("")) == "news"
-    assert policy.choose_vmta(loaded, free, envelope("Bulk")) == "bulk"
-    assert policy.choose_vmta(loaded, bound, envelope("bulk")) == "bulk"
-    assert policy.choose_vmta(loaded, bound, envelope("")) == "news"
-    assert policy.choose_vmta(loaded, deaf, envelope("nonsense")) == "news"
-    with pytest.raises(MessageRefused, match='the VMTA "blk", which does not exist'):
-        policy.choose_vmta(loaded, free, envelope("blk"))
-    with pytest.raises(MessageRefused, match='the VMTA "default", which the source "s" does not allow'):
-        policy.choose_vmta(loaded, bound, envelope("default"))
 
 
 def test_a_star_that_undoes_a_stricter_limit_is_warned_about(tmp_path: Path) -> None:

@@ -74,7 +74,10 @@ def problem(records: Sequence[Tlsa], chain: Sequence[bytes], names: Sequence[str
     anchors = [record for record in records if record.usage == 2]
     if not anchors:
         return "the host's certificate is not the one of its TLSA records"
-    return _signed_problem(anchors, chain[:MAX_CHAIN], names, now)
+    try:
+        return _signed_problem(anchors, chain[:MAX_CHAIN], names, now)
+    except Exception:  # a stranger's certificate can be wrong in more ways than `cryptography` has names for
+        return "the host's certificate chain cannot be read"
 
 
 def _is_of(record: Tlsa, certificate: bytes) -> bool:
@@ -121,12 +124,9 @@ def _signed_problem(anchors: Sequence[Tlsa], chain: Sequence[bytes], names: Sequ
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature
 
-    try:
-        with warnings.catch_warnings():  # of what is odd in a stranger's certificate
-            warnings.simplefilter("ignore")
-            shown = [x509.load_der_x509_certificate(der) for der in chain]
-    except ValueError:
-        return "the host's certificate chain cannot be read"
+    with warnings.catch_warnings():  # of what is odd in a stranger's certificate
+        warnings.simplefilter("ignore")
+        shown = [x509.load_der_x509_certificate(der) for der in chain]
     if not any(_is_for(shown[0], name) for name in names):
         return f"the host's certificate is not for {' or '.join(names)}"
     here = 0

@@ -16,7 +16,7 @@ INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition 
     transport opener control""".split()
 PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()
 TOOLS = "sink_script sink_session sink testdns demo".split()
-FACE = "cli __main__".split()
+FACE = "cli.frame cli.choice cli.system cli.queue cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 
 

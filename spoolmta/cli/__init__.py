@@ -1,0 +1,5 @@
+"""The command line: parse, call one function, print."""
+
+from spoolmta.cli import queue as queue
+from spoolmta.cli import system as system
+from spoolmta.cli.frame import main as main

@@ -32,6 +32,7 @@ from spoolmta.shared import Cell, Page, Row
 from spoolmta.smtp.client import Capabilities, Result, transaction
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition, is_free
+from spoolmta.switchboard import Switchboard
 from spoolmta.transport import Connection
 
 log = logging.getLogger("spoolmta")
@@ -87,6 +88,9 @@ class Delivery:
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._configure(config)
+        self._switchboard = Switchboard(
+            layout.control_of(vmta), self._scheduler, self._policies, self._save_state, self._request_turn, self._now
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
@@ -109,6 +113,9 @@ class Delivery:
         """What holds for a domain's mail; for a site itself, if that is its name."""
         return self._resolve(self._scheduler.site_of(domain), domain)
 
+    def _policies(self, site: str, domain: str) -> DomainPolicy:
+        return self._resolve(site, domain)
+
     def _now(self) -> float:
         return time.monotonic() + self._wall
 
@@ -123,8 +130,11 @@ class Delivery:
         loop.add_reader(self._hints.descriptor, self._read_hints)
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
-        for key, condition in state.load(self._layout, self._vmta.name).sites.items():
+        left = state.load(self._layout, self._vmta.name)
+        self._switchboard.orders = left.orders
+        for key, condition in left.sites.items():
             self._scheduler.known.memory.put(key, condition)
+        await self._switchboard.open()
         self._scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
@@ -191,15 +201,17 @@ class Delivery:
     def _close(self) -> None:
         # A hint that comes from now on stays in the FIFO for whoever comes next: the loop still turns to end itself.
         self._loop.remove_reader(self._hints.descriptor)
+        self._switchboard.close()
         self._ledger.close()
         self._save_state()
         self._rates.close()
         self._partition.close()
 
     def _save_state(self) -> None:
-        state.save(
-            self._layout, self._vmta.name, self._scheduler.next_due(), self._scheduler.known.conditions(self._now())
-        )
+        conditions = self._scheduler.known.conditions(self._now())
+        board = self._switchboard
+        left = state.State(self._scheduler.next_due(), conditions, board.orders, board.domains())
+        state.save(self._layout, self._vmta.name, left)
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
@@ -339,6 +351,7 @@ class Delivery:
             self._unroutable(domain, policy, error)
         else:
             site = self._table.site_of(domain, route.mx)
+            self._switchboard.meet(site)
             self._scheduler.located(domain, site, self._resolve, self._now(), route.mx)
         self._request_turn()
 

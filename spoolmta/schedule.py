@@ -347,8 +347,10 @@ class Scheduler:
     def _serve_site(self, site: Site, now: float, actions: list[Action], most: int = 0) -> None:
         """What can be done for a site now; `most` is how many sessions it may open because its turn has come."""
         state = site.condition
-        if condition.next_time(state) <= now:
+        if (due := condition.next_time(state)) <= now:
             self._refresh(site, now)
+        elif due < math.inf:
+            self._agenda.arm(due, site)  # an item has one timer, which may have rung for something else
         is_blocked = state.blocked_until > now or state.paused is not None
         site.hold = ""
         if is_blocked:

@@ -49,7 +49,7 @@ class Sources:
                 if until <= now:
                     chosen.append(family[-1])
                     break
-                if until < again:
+                if until < again or not held:
                     again, held = until, reason
         return (tuple(chosen), 0.0, "") if chosen else (None, again, held)
 

@@ -21,6 +21,7 @@ from spoolmta.condition import Condition
 from spoolmta.model import Struct
 from spoolmta.rate import CELLS, Cells, is_remembered
 from spoolmta.spool.layout import Layout
+from spoolmta.switch import Order
 
 _SLOT = 1 + CELLS
 _BYTES = 8 * _SLOT
@@ -28,10 +29,13 @@ _FIRST_SLOTS = 16
 
 
 class State(Struct, frozen=True):
-    """`wake` is in Unix seconds, 0 for never."""
+    """`wake` is in Unix seconds, 0 for never. `orders` stand for sites that come later; `domains` are the sites of
+    domains with mail, where a domain is not one by itself."""
 
     wake: float
     sites: dict[str, Condition]
+    orders: list[Order] = []
+    domains: dict[str, str] = {}
 
 
 def load(layout: Layout, vmta: str) -> State:
@@ -43,10 +47,11 @@ def load(layout: Layout, vmta: str) -> State:
         return State(0.0, {})
 
 
-def save(layout: Layout, vmta: str, wake: float, sites: dict[str, Condition]) -> None:
+def save(layout: Layout, vmta: str, left: State) -> None:
     """Leave the state, durably; `wake` infinity for never."""
-    value = State(0.0 if wake == math.inf else wake, sites)
-    disk.replace(layout.state(vmta), msgspec.json.encode(value))
+    if left.wake == math.inf:
+        left = msgspec.structs.replace(left, wake=0.0)
+    disk.replace(layout.state(vmta), msgspec.json.encode(left))
 
 
 class Rates:

@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print."""
 
 from spoolmta.cli import queue as queue
+from spoolmta.cli import switches as switches
 from spoolmta.cli import system as system
 from spoolmta.cli.frame import main as main

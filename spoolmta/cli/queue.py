@@ -9,8 +9,9 @@ import click
 import msgspec
 
 from spoolmta.cli.choice import chosen, filters
-from spoolmta.cli.frame import Group, cli, json_option, layout_of, moment, plain, show
+from spoolmta.cli.frame import Group, cli, json_option, layout_of, load, moment, plain, show
 from spoolmta.errors import DataError
+from spoolmta.model import Config
 from spoolmta.spool import audit as spool_audit
 from spoolmta.spool.audit import Item
 from spoolmta.spool.layout import Layout
@@ -85,28 +86,76 @@ def queue_count(context: click.Context, /, as_json: bool, **choice: str) -> None
 
 
 @queue.command("show")
-@click.argument("name", metavar="ID|DOMAIN/VMTA")
+@click.argument("name", metavar="ID|SITE/VMTA")
 @json_option
+@click.option("--max-items", default=20, show_default=True, help="At most so many messages of a queue.")
 @click.pass_context
-def queue_show(context: click.Context, name: str, as_json: bool) -> None:
-    """One message (by its id, the msgId of the log), or one queue."""
+def queue_show(context: click.Context, name: str, as_json: bool, max_items: int) -> None:
+    """One message (by its id, the msgId of the log), or one queue: its mode and who changed it, what holds it now, its
+    last reply, its limits and where they stand, its messages."""
     layout = layout_of(context)
+    known: dict[str, Any] = {}
     if "/" in name:
-        domain, _, vmta = name.partition("/")
-        items = list(spool_audit.items(layout, vmta, domain.lower()))
+        known, items = look_at(load(context), layout, name)
+        items = sorted(items, key=lambda item: item.received)[:max_items]
     else:
         items = [item for item in spool_audit.items(layout) if item.id == name]
-    if not items:
-        raise DataError(f"nothing in the queue is called {name}")
-    shown = [describe(layout, item) for item in sorted(items, key=lambda item: item.received)[:100]]
+        if not items:
+            raise DataError(f"nothing in the queue is called {name}")
+    shown = [describe(layout, item) for item in items]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
+        answer = {"queue": known, "messages": shown} if known else shown
+        click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
         return
+    if known:
+        print_queue(known)
     for number, one in enumerate(shown):
-        if number:
+        if number or known:
             click.echo()
-        for key, value in one.items():
-            click.echo(f"{key + ':':<12} {plain(value)}")
+        print_values(one)
+
+
+def look_at(config: Config, layout: Layout, name: str) -> tuple[dict[str, Any], list[Item]]:
+    """What is known of a queue, and its messages; those of one domain, if it names a domain of a queue of several."""
+    from spoolmta import condition, standin, view
+
+    site, _, vmta = name.lower().partition("/")
+    if vmta not in standin.vmtas(config, layout):
+        raise DataError(f"{name}: there is no VMTA called {vmta}")
+    found = standin.look(config, layout, vmta)
+    states = {one["site"]: one for one in found["sites"]}
+    known = states.get(site) or next((one for one in states.values() if site in one["domains"]), None)
+    if known is None:
+        raise DataError(f"there is no mail for {name}, and nothing is known of it")
+    wanted = known["domains"] if known["site"] == site else [site]
+    items = [item for domain in wanted for item in spool_audit.items(layout, vmta, domain)]
+    state = msgspec.convert(known.pop("condition"), condition.Condition)
+    known["limits"] = view.limits(config, vmta, known["site"], site, state)
+    head = {"queue": f"{known['site']}/{vmta}", "process": found["process"]}
+    return {**head, **known}, items
+
+
+TIMES = ("mode_changed", "mode_until", "paused_until", "blocked_until", "next_retry")
+
+
+def print_queue(known: dict[str, Any]) -> None:
+    """A queue for a person: what is not the case is left out."""
+    plainly = {key: value for key, value in known.items() if key not in ("limits", "events", "overrides", "site")}
+    plainly |= {key: moment(known[key]) for key in TIMES}
+    plainly["disabled_sources"] = [f"{one} ({hold['reason']})" for one, hold in known["disabled_sources"].items()]
+    plainly["process"] = "running" if known["process"] else "none"
+    print_values({key.replace("_", " "): value for key, value in plainly.items() if value or value == 0})
+    for event in known["events"]:
+        click.echo(f"{'event:':<17} {moment(event['time'])} {plain(event['text'])}")
+    for limit in known["limits"]:
+        if limit["where"] != "default" or limit["changed_by"]:
+            because = f", changed by {limit['changed_by']}" if limit["changed_by"] else ""
+            click.echo(f"{'limit:':<17} {limit['directive']} = {plain(limit['value'])} ({limit['where']}{because})")
+
+
+def print_values(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        click.echo(f"{key + ':':<17} {plain(value)}")
 
 
 def describe(layout: Layout, item: Item) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address config policy entry message bounce verdict record rate condition limits backlog site
-    sources action agenda concurrency metering sessions sites schedule lifecycle smtp.wire smtp.client""".split()
+PURE = """errors model address config policy entry message bounce verdict record rate condition switch limits backlog
+    site sources action agenda concurrency metering sessions sites schedule view lifecycle smtp.wire
+    smtp.client""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
     transport opener control""".split()
-PROCESSES = "process state arrivals ledger pickup delivery supervisor".split()
+PROCESSES = "process state arrivals ledger switchboard standin pickup delivery supervisor".split()
 TOOLS = "sink_script sink_session sink testdns demo".split()
-FACE = "cli.frame cli.choice cli.system cli.queue cli __main__".split()
+FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 
 

@@ -1,0 +1,209 @@
+"""Whoever carries out an operator's command on a VMTA: its process, or, where it has none (it sleeps, or nothing runs),
+the command itself, with the lock of its queue in hand.
+
+The lock is what both go by: a process that is about to start waits for it, and one that is about to end lets go of it.
+So the command asks the process, and if there is none takes the lock, and if neither can be had tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from spoolmta import condition, control, disk, entry, state, switch, view
+from spoolmta.condition import Condition
+from spoolmta.errors import SpoolError, UnavailableError
+from spoolmta.model import Config
+from spoolmta.policy import PolicyTable
+from spoolmta.spool import audit
+from spoolmta.spool.layout import Layout
+from spoolmta.switch import Switch
+
+PATIENCE = 30.0
+"""Seconds in which a process answers, or lets go of its queue."""
+Answer = dict[str, Any]
+
+
+def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[], Answer]) -> Answer:
+    """Ask the VMTA's process; without one do it `alone`, under the lock of its queue. The answer says by `process`
+    which it was. Raises UnavailableError."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(UnavailableError):
+            answer = control.ask(layout.control_of(vmta), question, PATIENCE)
+            if "error" in answer:
+                raise SpoolError(f"the process of {vmta}: {answer['error']}")
+            return {**answer, "process": True}
+        with locked(layout, vmta) as is_ours:
+            if is_ours:
+                return {**alone(), "process": False}
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"the process of {vmta} has its queue in hand, but does not answer")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def locked(layout: Layout, vmta: str) -> Any:
+    """The lock of a VMTA's queue, if nobody has it; gives whether it is ours."""
+    path = f"{layout.queue}/{vmta}"
+    os.makedirs(path, exist_ok=True)
+    lock = disk.lock_folder(path)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def wake(layout: Layout, vmta: str) -> None:
+    """Have the running system, if there is one, begin a process for a VMTA that has mail: its state has changed."""
+    if disk.is_locked(layout.lock) and next(audit.items(layout, vmta), None) is not None:
+        hints = control.HintWriter(layout.run)
+        hints.send(vmta, [control.SCAN])
+        hints.close()
+
+
+def vmtas(config: Config, layout: Layout) -> list[str]:
+    """All that are configured, or have mail."""
+    queues = [name for name in os.listdir(layout.queue) if os.path.isdir(f"{layout.queue}/{name}")]
+    return sorted({*config.vmtas, *queues})
+
+
+# Looking
+
+
+def look(config: Config, layout: Layout, vmta: str) -> Answer:
+    """Every queue of a VMTA there is mail for, or anything known of."""
+    question = {"ask": "sites"}
+    with contextlib.suppress(UnavailableError):
+        return {**control.ask(layout.control_of(vmta), question, PATIENCE), "process": True}
+    return {**_look_alone(config, layout, vmta), "process": False}
+
+
+def _look_alone(config: Config, layout: Layout, vmta: str) -> Answer:
+    left = state.load(layout, vmta)
+    table = PolicyTable(config, vmta)
+    now = time.time()
+    shown = {key: view.of_condition(key, _ticked(table, key, found, now), now) for key, found in left.sites.items()}
+    for item in audit.items(layout, vmta):
+        site = left.domains.get(item.domain, item.domain)
+        if site not in shown:
+            found = Condition()
+            _apply_standing(left, table, site, found, now)
+            shown[site] = view.of_condition(site, found, now)
+        of_site = shown[site]
+        if item.domain not in of_site["domains"]:
+            of_site["domains"].append(item.domain)
+        if item.due > now:
+            of_site["waiting"] += 1
+            of_site["next_retry"] = min(of_site["next_retry"] or item.due, item.due)
+        else:
+            of_site["ready"] += 1
+    for of_site in shown.values():
+        if not of_site["held_by"] and (of_site["ready"] or of_site["waiting"]):
+            of_site["held_by"] = "no process" if of_site["ready"] else "retry-recipients-after"
+    return {"sites": list(shown.values()), "orders": msgspec.to_builtins(switch.in_force(left.orders, now))}
+
+
+def _ticked(table: PolicyTable, key: str, found: Condition, now: float) -> Condition:
+    condition.tick(found, table.resolve(key, key), now)
+    return found
+
+
+def _apply_standing(left: state.State, table: PolicyTable, site: str, found: Condition, now: float) -> None:
+    for order in switch.standing(left.orders, site, now):
+        switch.apply(found, table.resolve(site, site), now, order)
+
+
+# Switching
+
+
+def turn(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch) -> Answer:
+    """Turn a switch at the queues of a VMTA that `pattern` names."""
+    question = {"ask": "switch", "site": pattern, "switch": msgspec.to_builtins(wanted)}
+    answer = carry_out(layout, vmta, question, lambda: _turn_alone(config, layout, vmta, pattern, wanted))
+    if not answer["process"] and (wanted.do != switch.PAUSE or wanted.until):
+        wake(layout, vmta)
+    return answer
+
+
+def _turn_alone(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch) -> Answer:
+    left = state.load(layout, vmta)
+    other = left.domains.get(pattern, "")
+    if other:
+        return {"elsewhere": other}
+    table = PolicyTable(config, vmta)
+    now = time.time()
+    changed = []
+    for key in _named(layout, vmta, left, pattern):
+        found = left.sites.get(key)
+        if found is None:
+            found = Condition()
+            _apply_standing(left, table, key, found, now)
+            if not switch.is_pattern(pattern):  # else the order is there when it gets its site
+                left.sites[key] = found
+        policy = table.resolve(key, key)
+        condition.tick(found, policy, now)
+        if switch.apply(found, policy, now, wanted):
+            changed.append(key)
+    orders = switch.in_force(switch.order(left.orders, pattern, wanted), now)
+    sites = {key: found for key, found in left.sites.items() if not found.is_ordinary(now)}
+    state.save(layout, vmta, state.State(left.wake, sites, orders, left.domains))
+    return {"changed": changed}
+
+
+def _named(layout: Layout, vmta: str, left: state.State, pattern: str) -> list[str]:
+    if not switch.is_pattern(pattern):
+        return [pattern]
+    with_mail = {left.domains.get(domain, domain) for domain in domains(layout, vmta)}
+    return sorted(key for key in {*left.sites, *with_mail} if switch.matches(pattern, key))
+
+
+def domains(layout: Layout, vmta: str) -> set[str]:
+    """The domains a VMTA has mail for."""
+    return {item.domain for item in audit.items(layout, vmta)}
+
+
+# Trying again
+
+
+def retry(layout: Layout, vmta: str, pattern: str) -> Answer:
+    """Have the mail of these queues tried now that waits for its time."""
+    question = {"ask": "retry", "site": pattern}
+    answer = carry_out(layout, vmta, question, lambda: _retry_alone(layout, vmta, pattern))
+    if not answer["process"]:
+        wake(layout, vmta)
+    return answer
+
+
+def _retry_alone(layout: Layout, vmta: str, pattern: str) -> Answer:
+    """The due times are in the names: those that lie ahead become now."""
+    left = state.load(layout, vmta)
+    other = left.domains.get(pattern, "")
+    if other:
+        return {"elsewhere": other}
+    now = time.time()
+    changed = set()
+    count = 0
+    for key, found in left.sites.items():
+        if switch.matches(pattern, key) and found.blocked_until > now:
+            found.blocked_until = 0.0
+            changed.add(key)
+    for domain in domains(layout, vmta):
+        site = left.domains.get(domain, domain)
+        if not switch.matches(pattern, site):
+            continue
+        for item in audit.items(layout, vmta, domain):
+            if item.due > now:
+                target = entry.with_state(item.name, item.attempts, int(now))
+                folder = f"{layout.queue}/{vmta}/{domain}/cur"
+                disk.rename(f"{folder}/{item.name}", f"{folder}/{target}")
+                changed.add(site)
+                count += 1
+    state.save(layout, vmta, msgspec.structs.replace(left, wake=min(left.wake or now, now) if count else left.wake))
+    return {"changed": sorted(changed), "messages": count}

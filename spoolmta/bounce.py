@@ -269,6 +269,8 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.NO_HOST: ("5.4.4", "routing-errors"),
     FailureKind.EXPIRED: ("4.4.7", "message-expired"),
     FailureKind.UNSENDABLE: ("5.6.7", "content-related"),
+    FailureKind.DELETED: ("5.7.0", "other"),
+    FailureKind.RETURNED: ("5.0.0", "other"),
 }
 
 

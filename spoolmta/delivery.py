@@ -20,6 +20,7 @@ from typing import Any
 
 from spoolmta import entry, message, process, rate, record, state, verdict
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
+from spoolmta.clearance import Clearance
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.ledger import Ledger, Way
@@ -88,8 +89,17 @@ class Delivery:
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._configure(config)
+        clearance = Clearance(
+            layout, self._partition, self._ledger, self._scheduler.site_of, self._now, self._scheduler
+        )
         self._switchboard = Switchboard(
-            layout.control_of(vmta), self._scheduler, self._policies, self._save_state, self._request_turn, self._now
+            layout.control_of(vmta),
+            self._scheduler,
+            clearance,
+            self._policies,
+            self._save_state,
+            self._request_turn,
+            self._now,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()

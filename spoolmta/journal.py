@@ -66,6 +66,11 @@ def quarantined_line(entry_id: str, domain: str, recipients: int) -> str:
     return f"Q {entry_id} @{domain} {recipients}\n"
 
 
+def copied_line(letter: str, entry_id: str, address: str, count: int) -> str:
+    """What another VMTA's journal says of an (escaped) address."""
+    return f"c{letter} {entry_id} {address}" + (f" {count}\n" if letter == "Q" else "\n")
+
+
 class Record:
     """A journal read back: `totals` of compacted lines by letter, `accepted` id to recipients, `settled`
     id to {address (escaped, or @domain): (letter, count, copied)}."""
@@ -177,7 +182,7 @@ class Journal:
 def copy_lines(source: Record, target: Journal, entry_ids: Iterable[str]) -> None:
     """Make the settled recipients of entries known to another VMTA's journal, durably, before they move there."""
     lines = [
-        f"c{letter} {entry_id} {address}" + (f" {count}\n" if letter == "Q" else "\n")
+        copied_line(letter, entry_id, address, count)
         for entry_id in entry_ids
         for address, (letter, count, _) in source.settled.get(entry_id, {}).items()
     ]

@@ -28,6 +28,7 @@ _COUNTED = {
     Outcome.DELIVERED: Cell.DELIVERED,
     Outcome.BOUNCED: Cell.BOUNCED,
     Outcome.EXPIRED: Cell.EXPIRED,
+    Outcome.DELETED: Cell.DELETED,
     None: Cell.DEFERRED,
 }
 

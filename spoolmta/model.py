@@ -46,6 +46,8 @@ class FailureKind(enum.Enum):
     NO_HOST = "no usable mail host"
     EXPIRED = "message expired"
     UNSENDABLE = "message cannot be sent to this host"
+    DELETED = "deleted by the operator"
+    RETURNED = "bounced by the operator"
 
 
 class Outcome(enum.Enum):

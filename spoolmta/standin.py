@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from spoolmta import condition, control, disk, entry, state, switch, view
+from spoolmta.clearance import BATCH, Chosen, Clearance, Learned, Outcome
 from spoolmta.condition import Condition
 from spoolmta.errors import SpoolError, UnavailableError
+from spoolmta.ledger import Ledger
 from spoolmta.model import Config
 from spoolmta.policy import PolicyTable
+from spoolmta.shared import Page
 from spoolmta.spool import audit
 from spoolmta.spool.layout import Layout
+from spoolmta.spool.partition import Partition
 from spoolmta.switch import Switch
 
 PATIENCE = 30.0
@@ -29,9 +33,9 @@ PATIENCE = 30.0
 Answer = dict[str, Any]
 
 
-def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[], Answer]) -> Answer:
-    """Ask the VMTA's process; without one do it `alone`, under the lock of its queue. The answer says by `process`
-    which it was. Raises UnavailableError."""
+def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[int], Answer]) -> Answer:
+    """Ask the VMTA's process; without one do it `alone`, under the lock of its queue (it gets the descriptor). The
+    answer says by `process` which it was. Raises UnavailableError."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with contextlib.suppress(UnavailableError):
@@ -39,22 +43,22 @@ def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[], A
             if "error" in answer:
                 raise SpoolError(f"the process of {vmta}: {answer['error']}")
             return {**answer, "process": True}
-        with locked(layout, vmta) as is_ours:
-            if is_ours:
-                return {**alone(), "process": False}
+        with locked(layout, vmta) as lock:
+            if lock is not None:
+                return {**alone(lock), "process": False}
         if time.monotonic() > deadline:
             raise UnavailableError(f"the process of {vmta} has its queue in hand, but does not answer")
         time.sleep(0.02)
 
 
 @contextlib.contextmanager
-def locked(layout: Layout, vmta: str) -> Any:
-    """The lock of a VMTA's queue, if nobody has it; gives whether it is ours."""
+def locked(layout: Layout, vmta: str) -> Iterator[int | None]:
+    """The lock of a VMTA's queue, if nobody has it; gives the descriptor that holds it, or None."""
     path = f"{layout.queue}/{vmta}"
     os.makedirs(path, exist_ok=True)
     lock = disk.lock_folder(path)
     try:
-        yield lock is not None
+        yield lock
     finally:
         if lock is not None:
             os.close(lock)
@@ -126,7 +130,7 @@ def _apply_standing(left: state.State, table: PolicyTable, site: str, found: Con
 def turn(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch) -> Answer:
     """Turn a switch at the queues of a VMTA that `pattern` names."""
     question = {"ask": "switch", "site": pattern, "switch": msgspec.to_builtins(wanted)}
-    answer = carry_out(layout, vmta, question, lambda: _turn_alone(config, layout, vmta, pattern, wanted))
+    answer = carry_out(layout, vmta, question, lambda _: _turn_alone(config, layout, vmta, pattern, wanted))
     if not answer["process"] and (wanted.do != switch.PAUSE or wanted.until):
         wake(layout, vmta)
     return answer
@@ -175,7 +179,7 @@ def domains(layout: Layout, vmta: str) -> set[str]:
 def retry(layout: Layout, vmta: str, pattern: str) -> Answer:
     """Have the mail of these queues tried now that waits for its time."""
     question = {"ask": "retry", "site": pattern}
-    answer = carry_out(layout, vmta, question, lambda: _retry_alone(layout, vmta, pattern))
+    answer = carry_out(layout, vmta, question, lambda _: _retry_alone(layout, vmta, pattern))
     if not answer["process"]:
         wake(layout, vmta)
     return answer
@@ -207,3 +211,73 @@ def _retry_alone(layout: Layout, vmta: str, pattern: str) -> Answer:
                 count += 1
     state.save(layout, vmta, msgspec.structs.replace(left, wake=min(left.wake or now, now) if count else left.wake))
     return {"changed": sorted(changed), "messages": count}
+
+
+# Taking mail out
+
+
+def remove(config: Config, layout: Layout, vmta: str, entries: list[Chosen], kind: str, text: str) -> Outcome:
+    """Delete or bounce entries of a VMTA (`kind`); `text` is the diagnostic."""
+    question = {"ask": "remove", "kind": kind, "text": text}
+    return _clear(config, layout, vmta, entries, question, lambda hands, some: hands.remove(some, kind, text))
+
+
+def move(config: Config, layout: Layout, vmta: str, entries: list[Chosen], target: str) -> Outcome:
+    """Move entries to another VMTA, which has learned what is settled of them."""
+    question = {"ask": "move", "to": target}
+    return _clear(config, layout, vmta, entries, question, lambda hands, some: hands.move(some, target))
+
+
+def learn(config: Config, layout: Layout, vmta: str, lines: list[Learned]) -> None:
+    """Have a VMTA know what is settled of entries that will move to it."""
+
+    def alone(lock: int) -> Answer:
+        with _hands(config, layout, vmta, lock) as hands:
+            hands.learn(lines)
+        return {}
+
+    for begin in range(0, len(lines), BATCH):
+        question = {"ask": "learn", "lines": msgspec.to_builtins(lines[begin : begin + BATCH])}
+        if not carry_out(layout, vmta, question, alone)["process"]:
+            return
+
+
+def _clear(
+    config: Config,
+    layout: Layout,
+    vmta: str,
+    entries: list[Chosen],
+    question: Answer,
+    work: Callable[[Clearance, list[Chosen]], Outcome],
+) -> Outcome:
+    """Batch by batch where a process does it; all that is left at once where it is done alone."""
+    done = Outcome()
+    for begin in range(0, len(entries), BATCH):
+
+        def alone(lock: int, begin: int = begin) -> Answer:
+            with _hands(config, layout, vmta, lock) as hands:
+                for at in range(begin, len(entries), BATCH):
+                    done.add(work(hands, entries[at : at + BATCH]))
+            return {}
+
+        batch = {**question, "entries": msgspec.to_builtins(entries[begin : begin + BATCH])}
+        answer = carry_out(layout, vmta, batch, alone)
+        if not answer["process"]:
+            break
+        done.add(msgspec.convert(answer["done"], Outcome))
+    return done
+
+
+@contextlib.contextmanager
+def _hands(config: Config, layout: Layout, vmta: str, lock: int) -> Iterator[Clearance]:
+    """A queue without a process in our own hands, with an accounting log of our own. (A rotation does not wait for us:
+    our rows may get into the file that was just put aside.)"""
+    left = state.load(layout, vmta)
+    page = Page(1)
+    partition = Partition(layout, vmta, os.dup(lock))
+    ledger = Ledger(config.acct_files, layout.root, page, page.row(vmta), partition)
+    try:
+        yield Clearance(layout, partition, ledger, lambda domain: left.domains.get(domain, domain), time.time)
+    finally:
+        ledger.close()
+        partition.close()

@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
 from spoolmta import condition, control, switch, view
+from spoolmta.clearance import Chosen, Clearance, Learned
+from spoolmta.errors import TemporaryError
 from spoolmta.model import DomainPolicy
 from spoolmta.schedule import Scheduler
 from spoolmta.switch import Order, Switch
@@ -24,6 +26,9 @@ from spoolmta.switch import Order, Switch
 PATIENCE = 30.0
 """Seconds a client may take to ask, and to read the answer."""
 LONGEST = 4 << 20
+
+FolderName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
+"""A VMTA of which a path is made."""
 
 
 class _Client(asyncio.Protocol):
@@ -67,6 +72,7 @@ class Switchboard:
         self,
         path: str,
         scheduler: Scheduler,
+        clearance: Clearance,
         policies: Callable[[str, str], DomainPolicy],
         save: Callable[[], None],
         on_change: Callable[[], None],
@@ -75,6 +81,7 @@ class Switchboard:
         self.orders: list[Order] = []
         self._path = path
         self._scheduler = scheduler
+        self._clearance = clearance
         self._policies = policies
         self._save = save
         self._on_change = on_change
@@ -123,6 +130,13 @@ class Switchboard:
             )
         if asked == "retry":
             return self._retry(msgspec.convert(question.get("site"), str))
+        if asked in ("remove", "move", "learn"):
+            try:
+                return self._clear(question)
+            except TemporaryError as error:
+                return {"error": str(error)}
+            finally:
+                self._on_change()
         return {"error": f"unknown question {asked!r}"}
 
     def _sites(self) -> dict[str, Any]:
@@ -182,6 +196,19 @@ class Switchboard:
         self._save()
         self._on_change()
         return {"changed": sorted(changed), "messages": count}
+
+    def _clear(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Mail is taken out of the queue, or will come into it from another VMTA's."""
+        if question["ask"] == "learn":
+            self._clearance.learn(msgspec.convert(question.get("lines"), list[Learned]))
+            return {}
+        entries = msgspec.convert(question.get("entries"), list[Chosen])
+        if question["ask"] == "move":
+            target = msgspec.convert(question.get("to"), FolderName)
+            return {"done": msgspec.to_builtins(self._clearance.move(entries, target))}
+        kind = msgspec.convert(question.get("kind"), Literal["delete", "bounce"])
+        text = msgspec.convert(question.get("text"), str)
+        return {"done": msgspec.to_builtins(self._clearance.remove(entries, kind, text))}
 
     def _elsewhere(self, name: str) -> str:
         """The site of a domain that has none by itself."""

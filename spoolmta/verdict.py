@@ -8,6 +8,7 @@
 | RCPT | 4xx / 5xx | deferred / bounced | recipient |
 | connect, greeting, EHLO | anything | deferred | host: the next one is tried |
 | resolve | does not exist, accepts no mail, no usable host | bounced | site |
+| anywhere | the operator deletes / bounces it | deleted / bounced | recipient |
 | resolve | DNS trouble | deferred | site |
 
 Laws: total; DELIVERED only at the end of data and only for 2xx; a failure (not a reply) at the end of data may
@@ -44,7 +45,9 @@ def judge(answer: Answer) -> Verdict:
         return Verdict(None, Scope.SESSION, possible_duplicate=True)
     if kind is FailureKind.EXPIRED:
         return Verdict(Outcome.EXPIRED, Scope.RECIPIENT)
-    if kind is FailureKind.UNSENDABLE:
+    if kind is FailureKind.DELETED:
+        return Verdict(Outcome.DELETED, Scope.RECIPIENT)
+    if kind in (FailureKind.UNSENDABLE, FailureKind.RETURNED):
         return Verdict(Outcome.BOUNCED, Scope.RECIPIENT)
     if stage is Stage.RESOLVE:
         return Verdict(Outcome.BOUNCED if kind in _FINAL_AT_RESOLVE else None, Scope.SITE)

@@ -19,7 +19,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from spoolmta import disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
@@ -65,18 +65,22 @@ class _Pending(Struct, frozen=True):
 class Partition:
     """The queue of one VMTA. Methods named for a change of state do the one rename (or removal) it is."""
 
-    def __init__(self, layout: Layout, vmta: str) -> None:
+    def __init__(self, layout: Layout, vmta: str, lock: int | None = None) -> None:
+        """`lock` is a descriptor that holds the lock of the folder, if the caller has it; the partition closes it."""
         self.layout = layout
         self.vmta = vmta
         self.path = f"{layout.queue}/{vmta}"
         os.makedirs(self.path, exist_ok=True)
-        lock = disk.lock_folder(self.path)
+        if lock is None:
+            lock = disk.lock_folder(self.path)
         if lock is None:
             raise SpoolError(f"queue {vmta} is being worked on by another process")
         self._lock = lock
         self._journal = Journal(layout.journal(vmta))
         self._known: dict[str, set[str]] = {}
-        self._settled = {id_: set(addresses) for id_, addresses in journal.read(self._journal.path).settled.items()}
+        settled = journal.read(self._journal.path).settled
+        self._settled = {id_: set(addresses) for id_, addresses in settled.items()}
+        self._learned = {id_ for id_, addresses in settled.items() if any(one[2] for one in addresses.values())}
         self._lines: list[str] = []
         self._after_flush: list[tuple[str, Callable[[], None]]] = []
         self._pending: deque[_Pending] = deque()
@@ -107,8 +111,9 @@ class Partition:
                 self._remove_if_long_empty(domain)
 
     def forget_settled(self) -> None:
-        """After the first scan: what the journal says of entries that are not there any more need not be kept."""
-        living = {entry.entry_id(name) for names in self._known.values() for name in names}
+        """After the first scan: what the journal says of entries that are not there any more need not be kept, but
+        for those that may still be on their way here from another VMTA."""
+        living = {entry.entry_id(name) for names in self._known.values() for name in names} | self._learned
         self._settled = {id_: addresses for id_, addresses in self._settled.items() if id_ in living}
 
     def add(self, domain: str, name: str) -> int | None:
@@ -186,6 +191,28 @@ class Partition:
             self._after_flush.append((entry.entry_id(name), action))
         else:
             action()
+
+    def keep(self, loaded: Loaded, done: list[Recipient]) -> None:
+        """Some recipients are settled without an attempt: the entry stays as it is, for the others."""
+        addresses = {journal.escape(recipient.address) for recipient in done}
+        self._settled.setdefault(loaded.name.id, set()).update(addresses)
+
+    def settled(self, entry_id: str, domain: str) -> set[str]:
+        """The addresses (escaped) of an entry that are settled."""
+        return {address for address in self._settled.get(entry_id, ()) if journal.folder(address) == domain}
+
+    def learn(self, lines: Iterable[tuple[str, str, str, int]]) -> None:
+        """What another VMTA has settled of entries that move here: (id, escaped address, letter, count). Written by
+        the next `flush`."""
+        for entry_id, address, letter, count in lines:
+            self._settled.setdefault(entry_id, set()).add(address)
+            self._learned.add(entry_id)
+            self._lines.append(journal.copied_line(letter, entry_id, address, count))
+
+    def forget(self, domain: str, name: str) -> None:
+        """An entry has gone to another VMTA."""
+        self._forget(domain, name)
+        self._forget_addresses(entry.entry_id(name), domain)
 
     def _rename(self, domain: str, name: str, target: str) -> str:
         """Give an entry its next name. On a full disk it keeps the old one: then only the due time is forgotten by a

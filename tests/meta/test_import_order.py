@@ -15,9 +15,9 @@ PURE = """errors model address config policy entry message bounce verdict record
     smtp.client""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
     transport opener control""".split()
-PROCESSES = "process state arrivals ledger switchboard standin pickup delivery supervisor".split()
+PROCESSES = "process state arrivals ledger clearance switchboard standin pickup delivery supervisor".split()
 TOOLS = "sink_script sink_session sink testdns demo".split()
-FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli __main__".split()
+FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 
 

@@ -10,14 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address config policy entry message bounce verdict record rate condition switch limits backlog
-    site sources action agenda concurrency metering sessions sites schedule view lifecycle smtp.wire
+PURE = """errors model address config policy reasons entry message bounce verdict record rate condition switch limits
+    backlog site sources action agenda concurrency metering sessions sites schedule view lifecycle smtp.wire
     smtp.client""".split()
 INPUT_OUTPUT = """disk shared journal spool.layout spool.intake spool.partition spool.audit accounting resolver
     transport opener control""".split()
 PROCESSES = "process state arrivals ledger clearance switchboard standin pickup delivery supervisor".split()
 TOOLS = "sink_script sink_session sink testdns demo".split()
-FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli __main__".split()
+FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.explain cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 
 

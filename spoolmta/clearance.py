@@ -10,17 +10,16 @@ An entry that moves is never in two hands. First the other VMTA learns, durably,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 
-from spoolmta import disk, entry
+from spoolmta import entry
 from spoolmta.control import SCAN, HintWriter
 from spoolmta.errors import TemporaryError
+from spoolmta.journal import SETTLED
 from spoolmta.ledger import Ledger, Way
 from spoolmta.model import Answer, Failure, FailureKind, Stage, Struct
 from spoolmta.opener import Ends
 from spoolmta.schedule import Scheduler
-from spoolmta.spool.intake import incoming_path, put
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition
 
@@ -106,22 +105,13 @@ class Clearance:
         hints = HintWriter(self._layout.run)
         hints.send(target, [SCAN])
         for domain, name, known in self._take(entries, done):
-            parts = entry.parse_name(name)
-            is_arriving = parts.folder and os.path.lexists(incoming_path(self._layout, parts, self._partition.vmta))
-            settled = self._partition.settled(parts.id, domain)
-            if is_arriving or not settled <= known:
-                done.skipped.append(parts.id)
-                self._give_back(domain, name)
-                continue
-            goal = f"{self._layout.queue}/{target}/{domain}/{'cur' if ':' in name else 'new'}/{name}"
             try:
-                put(disk.rename, self._partition.place(domain, name), goal)
-            except FileNotFoundError:
-                done.skipped.append(parts.id)
-            else:
+                done.recipients += self._partition.move(domain, name, target, known)
                 done.messages += 1
-                done.recipients += max(0, parts.recipients - len(settled))
-            self._partition.forget(domain, name)
+            except (NotReady, Gone) as error:
+                done.skipped.append(entry.entry_id(name))
+                if isinstance(error, NotReady):
+                    self._give_back(domain, name)
         self._make_durable()
         hints.send(target, [SCAN])
         hints.close()
@@ -129,7 +119,7 @@ class Clearance:
 
     def learn(self, lines: Iterable[Learned]) -> None:
         """Know what is settled of entries that are about to come; durable when it returns."""
-        self._partition.learn((line.id, line.address, line.letter, line.count) for line in lines)
+        self._partition.learn((line.id, line.address, line.letter, line.count) for line in lines if _is_sound(line))
         self._make_durable()
 
     def _take(self, entries: Iterable[Chosen], done: Outcome) -> list[tuple[str, str, set[str]]]:
@@ -180,3 +170,12 @@ class Clearance:
                 "there is no room to write down what was done; it is kept, and written when there is room"
             )
         self._partition.reap(self._ledger.sync())
+
+
+def _is_sound(line: Learned) -> bool:
+    """Whether it can stand in a journal."""
+    try:
+        entry.parse_name(f"{line.id},S=0,C=00000000,J=0")
+    except ValueError:
+        return False
+    return line.letter in SETTLED and line.address.isprintable() and " " not in line.address and line.count > 0

@@ -20,7 +20,6 @@ from typing import Any
 
 from spoolmta import entry, message, process, rate, record, state, verdict
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
-from spoolmta.clearance import Clearance
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.ledger import Ledger, Way
@@ -89,14 +88,12 @@ class Delivery:
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         self._configure(config)
-        clearance = Clearance(
-            layout, self._partition, self._ledger, self._scheduler.site_of, self._now, self._scheduler
-        )
         self._switchboard = Switchboard(
-            layout.control_of(vmta),
+            layout,
+            self._partition,
+            self._ledger,
             self._scheduler,
-            clearance,
-            self._policies,
+            lambda site, domain: self._resolve(site, domain),
             self._save_state,
             self._request_turn,
             self._now,
@@ -122,9 +119,6 @@ class Delivery:
     def _policy(self, domain: str) -> DomainPolicy:
         """What holds for a domain's mail; for a site itself, if that is its name."""
         return self._resolve(self._scheduler.site_of(domain), domain)
-
-    def _policies(self, site: str, domain: str) -> DomainPolicy:
-        return self._resolve(site, domain)
 
     def _now(self) -> float:
         return time.monotonic() + self._wall

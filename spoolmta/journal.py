@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from spoolmta import disk
 from spoolmta.address import NotAnAddress, split
@@ -177,15 +177,3 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-
-def copy_lines(source: Record, target: Journal, entry_ids: Iterable[str]) -> None:
-    """Make the settled recipients of entries known to another VMTA's journal, durably, before they move there."""
-    lines = [
-        copied_line(letter, entry_id, address, count)
-        for entry_id in entry_ids
-        for address, (letter, count, _) in source.settled.get(entry_id, {}).items()
-    ]
-    if lines:
-        target.append("".join(lines))
-        target.sync()

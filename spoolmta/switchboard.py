@@ -19,8 +19,11 @@ import msgspec
 from spoolmta import condition, control, switch, view
 from spoolmta.clearance import Chosen, Clearance, Learned
 from spoolmta.errors import TemporaryError
+from spoolmta.ledger import Ledger
 from spoolmta.model import DomainPolicy
 from spoolmta.schedule import Scheduler
+from spoolmta.spool.layout import Layout
+from spoolmta.spool.partition import Partition
 from spoolmta.switch import Order, Switch
 
 PATIENCE = 30.0
@@ -70,18 +73,19 @@ class Switchboard:
 
     def __init__(
         self,
-        path: str,
+        layout: Layout,
+        partition: Partition,
+        ledger: Ledger,
         scheduler: Scheduler,
-        clearance: Clearance,
         policies: Callable[[str, str], DomainPolicy],
         save: Callable[[], None],
         on_change: Callable[[], None],
         now: Callable[[], float],
     ) -> None:
         self.orders: list[Order] = []
-        self._path = path
+        self._path = layout.control_of(partition.vmta)
         self._scheduler = scheduler
-        self._clearance = clearance
+        self._clearance = Clearance(layout, partition, ledger, scheduler.site_of, now, scheduler)
         self._policies = policies
         self._save = save
         self._on_change = on_change

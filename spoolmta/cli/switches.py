@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import ipaddress
 import os
+import sys
 import time
 from typing import Any
 
@@ -37,6 +38,10 @@ def become_the_user(context: click.Context) -> tuple[Config, Layout]:
     """What is written into the spool belongs to the user that runs the system, also if root gives the command."""
     from spoolmta import process, standin  # noqa: F401  (may not be readable any more afterwards)
 
+    if sys.stdout.isatty():
+        import rich.console
+        import rich.table
+        import rich.text  # noqa: F401
     layout = layout_of(context)
     config = load(context)
     process.drop_privileges(config.user)

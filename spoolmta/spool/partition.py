@@ -19,7 +19,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from spoolmta import disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
@@ -197,10 +197,6 @@ class Partition:
         addresses = {journal.escape(recipient.address) for recipient in done}
         self._settled.setdefault(loaded.name.id, set()).update(addresses)
 
-    def settled(self, entry_id: str, domain: str) -> set[str]:
-        """The addresses (escaped) of an entry that are settled."""
-        return {address for address in self._settled.get(entry_id, ()) if journal.folder(address) == domain}
-
     def learn(self, lines: Iterable[tuple[str, str, str, int]]) -> None:
         """What another VMTA has settled of entries that move here: (id, escaped address, letter, count). Written by
         the next `flush`."""
@@ -209,10 +205,23 @@ class Partition:
             self._learned.add(entry_id)
             self._lines.append(journal.copied_line(letter, entry_id, address, count))
 
-    def forget(self, domain: str, name: str) -> None:
-        """An entry has gone to another VMTA."""
-        self._forget(domain, name)
-        self._forget_addresses(entry.entry_id(name), domain)
+    def move(self, domain: str, name: str, target: str, known: Collection[str]) -> int:
+        """Give an entry to another VMTA, which has learned that the `known` addresses of it are settled; how many
+        recipients go along. Raises NotReady if more is settled by now, or its links are still being made; Gone."""
+        parts = entry.parse_name(name)
+        settled = {one for one in self._settled.get(parts.id, ()) if journal.folder(one) == domain}
+        is_arriving = parts.folder and os.path.lexists(incoming_path(self.layout, parts, self.vmta))
+        if is_arriving or not settled <= set(known):
+            raise NotReady
+        goal = f"{self.layout.queue}/{target}/{domain}/{'cur' if ':' in name else 'new'}/{name}"
+        try:
+            put(disk.rename, self.place(domain, name), goal)
+        except FileNotFoundError:
+            raise Gone from None
+        finally:
+            self._forget(domain, name)
+        self._forget_addresses(parts.id, domain)
+        return max(0, parts.recipients - len(settled))
 
     def _rename(self, domain: str, name: str, target: str) -> str:
         """Give an entry its next name. On a full disk it keeps the old one: then only the due time is forgotten by a
@@ -363,20 +372,3 @@ def _read(path: str, size: int) -> bytes:
     finally:
         os.close(descriptor)
     return data
-
-
-def move(layout: Layout, vmta: str, domain: str, name: str, target: str) -> None:
-    """Move an entry to another VMTA: first what the journal knows of it is copied, durably, then one rename. The
-    caller holds the lock of both VMTAs' queues, or knows that nobody works on them. Raises NotReady."""
-    parts = entry.parse_name(name)
-    if parts.folder and os.path.lexists(incoming_path(layout, parts, vmta)):
-        raise NotReady
-    record = journal.read(layout.journal(vmta))
-    copy = Journal(layout.journal(target))
-    try:
-        journal.copy_lines(record, copy, [parts.id])
-    finally:
-        copy.close()
-    folder = "cur" if ":" in name else "new"
-    goal = f"{layout.queue}/{target}/{domain}/{folder}/{name}"
-    put(disk.rename, f"{layout.queue}/{vmta}/{domain}/{folder}/{name}", goal)

@@ -207,6 +207,10 @@ def test_garbage_takes_nothing_out(world: World) -> None:
             {"kind": "delete", "text": "x", "entries": [[1]]},
         ):
             assert "error" in control.ask(socket, {"ask": "remove", **wrong})
+        lines = [["x", "a@b", "D", 1], ["", "a@b\nT D=5", "D", 1], [path.name.partition(",")[0], "a@b\nT D=5", "D", 1]]
+        before = (mta.spool / "journal" / "news.log").read_bytes()
+        assert "error" not in control.ask(socket, {"ask": "learn", "lines": lines})
+        assert (mta.spool / "journal" / "news.log").read_bytes() == before
         assert "error" in control.ask(socket, {"ask": "move", "to": "../x", "entries": []})
         assert mta.entries() == [path]
         assert mta.vmta("news")["restarts"] == 0

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -351,3 +354,49 @@ def test_a_queue_that_is_no_queue_is_one_sentence(world: World) -> None:
             assert result.returncode in (64, 65)
             assert words in result.stderr
             assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_root_switches_belongs_to_the_user_of_the_system() -> None:
+    nobody = pwd.getpwnam("nobody")
+    folder = Path(tempfile.mkdtemp(prefix="spoolmta-"))
+    try:
+        folder.chmod(0o755)
+        with World(folder) as world:
+            mta = system(world, start=False)
+            mta.config_file.write_text(f'user = "nobody"\n{mta.config_file.read_text()}')
+            os.chown(mta.spool, nobody.pw_uid, nobody.pw_gid)
+            with mta:
+                mta.start()
+                drop(mta, "once-451@late.test", "451@late.test", vmta="news")
+                mta.wait_for(lambda: mta.count("t") == 2)
+                do(mta, "queue", "pause", "running.test/news")
+                mta.stop()
+                (mta.spool / "state" / "news").unlink()
+                do(mta, "queue", "pause", "stopped.test/news")
+                assert mta.command("queue", "delete", "--rcpt", "451@late.test").returncode == 0
+                assert mta.command("queue", "move", "--to", "other", "--vmta", "news").returncode == 0
+                owners = {path.stat().st_uid for path in mta.spool.rglob("*")}
+                assert owners == {nobody.pw_uid}
+                mta.start()
+                do(mta, "queue", "retry", "*/other")
+                mta.wait_for(lambda: mta.count("d") == 1)
+                assert shown(mta, "stopped.test/news")["paused"] is True
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("event_loop", ["uvloop", "asyncio"])
+def test_a_spool_with_a_long_path_has_its_sockets_too(tmp_path: Path, event_loop: str) -> None:
+    folder = tmp_path / ("a" * 100)
+    folder.mkdir()
+    with World(folder) as world:
+        mta = system(world, start=False)
+        mta.config_file.write_text(f'event-loop = "{event_loop}"\n{mta.config_file.read_text()}')
+        with mta:
+            mta.start()
+            drop(mta, "once-451@late.test", vmta="news")
+            mta.wait_for(lambda: mta.count("t") == 1)
+            assert shown(mta, "late.test/news")["process"] is True
+            assert do(mta, "queue", "retry", "late.test/news")[0]["messages"] == 1
+            mta.wait_for(lambda: mta.count("d") == 1)

@@ -105,7 +105,8 @@ def test_a_move_copies_what_is_settled_and_marks_it_as_counted_elsewhere(tmp_pat
     source, target = str(tmp_path / "one.log"), str(tmp_path / "two.log")
     write(source, "D x a@b\nQ x @c 3\nD y z@z\n")
     book = Journal(target)
-    journal.copy_lines(journal.read(source), book, ["x", "none"])
+    for address, (letter, count, _) in journal.read(source).settled["x"].items():
+        book.append(journal.copied_line(letter, "x", address, count))
     book.close()
     assert journal.read(target).settled == {"x": {"a@b": ("D", 1, True), "@c": ("Q", 3, True)}}
 

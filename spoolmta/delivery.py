@@ -31,7 +31,7 @@ from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.smtp.client import Capabilities, Result, transaction
 from spoolmta.spool.layout import Layout
-from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition, is_free
+from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition, take
 from spoolmta.switchboard import Switchboard
 from spoolmta.transport import Connection
 
@@ -74,14 +74,14 @@ class Lane:
 
 
 class Delivery:
-    """One VMTA's process. `page` and `row` are where it is seen; `hints` is its FIFO."""
+    """One VMTA's process. `page` and `row` are where it is seen; `hints` is its FIFO, `lock` that of its queue."""
 
-    def __init__(self, config: Config, vmta: str, layout: Layout, page: Page, row: Row, hints: int) -> None:
+    def __init__(self, config: Config, vmta: str, layout: Layout, page: Page, row: Row, hints: int, lock: int) -> None:
         self._page, self._row, self._layout = page, row, layout
         self._vmta: Vmta = config.vmtas[vmta]
         self._chance = random.Random()
         self._hints = HintReader(hints)
-        self._partition = Partition(layout, vmta)
+        self._partition = Partition(layout, vmta, lock)
         self._ledger = Ledger(config.acct_files, layout.root, page, row, self._partition)
         self._rates = state.Rates(layout.rates(vmta), time.time())
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells)
@@ -533,14 +533,14 @@ def run(
     """The process: takes over the VMTA's queue (waiting for a dying predecessor to let go) and works on it.
     SIGHUP: `reload` gives the new configuration."""
 
-    async def main() -> None:
-        delivery = Delivery(config, vmta, layout, page, row, hints)
+    async def main(lock: int) -> None:
+        delivery = Delivery(config, vmta, layout, page, row, hints, lock)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: delivery.reconfigure(reload()))
         await delivery.run(is_orphan)
 
     gc.set_threshold(10_000, 50, 50)
-    while not is_free(layout, vmta):
+    while (lock := take(layout, vmta)) is None:
         if is_orphan():
             return
         time.sleep(0.02)
-    process.run_loop(config.event_loop, main())
+    process.run_loop(config.event_loop, main(lock))

@@ -25,9 +25,11 @@ from spoolmta.policy import PolicyTable
 from spoolmta.shared import Page
 from spoolmta.spool import audit
 from spoolmta.spool.layout import Layout
-from spoolmta.spool.partition import Partition
+from spoolmta.spool.partition import Partition, take
 from spoolmta.switch import Switch
 
+BATCH_BYTES = 100_000_000
+"""Of messages that are taken out at once, beside BATCH of them."""
 PATIENCE = 30.0
 """Seconds in which a process answers, or lets go of its queue."""
 Answer = dict[str, Any]
@@ -54,9 +56,7 @@ def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[int]
 @contextlib.contextmanager
 def locked(layout: Layout, vmta: str) -> Iterator[int | None]:
     """The lock of a VMTA's queue, if nobody has it; gives the descriptor that holds it, or None."""
-    path = f"{layout.queue}/{vmta}"
-    os.makedirs(path, exist_ok=True)
-    lock = disk.lock_folder(path)
+    lock = take(layout, vmta)
     try:
         yield lock
     finally:
@@ -252,20 +252,33 @@ def _clear(
 ) -> Outcome:
     """Batch by batch where a process does it; all that is left at once where it is done alone."""
     done = Outcome()
-    for begin in range(0, len(entries), BATCH):
+    left = batches(entries)
+    for number, batch in enumerate(left):
 
-        def alone(lock: int, begin: int = begin) -> Answer:
+        def alone(lock: int, number: int = number) -> Answer:
             with _hands(config, layout, vmta, lock) as hands:
-                for at in range(begin, len(entries), BATCH):
-                    done.add(work(hands, entries[at : at + BATCH]))
+                for some in left[number:]:
+                    done.add(work(hands, some))
             return {}
 
-        batch = {**question, "entries": msgspec.to_builtins(entries[begin : begin + BATCH])}
-        answer = carry_out(layout, vmta, batch, alone)
+        answer = carry_out(layout, vmta, {**question, "entries": msgspec.to_builtins(batch)}, alone)
         if not answer["process"]:
             break
         done.add(msgspec.convert(answer["done"], Outcome))
     return done
+
+
+def batches(entries: list[Chosen]) -> list[list[Chosen]]:
+    """As many at once as a process can do without holding its mail up for long: it reads the files."""
+    found: list[list[Chosen]] = []
+    room = 0
+    for one in entries:
+        if not found or room <= 0 or len(found[-1]) == BATCH:
+            found.append([])
+            room = BATCH_BYTES
+        found[-1].append(one)
+        room -= entry.size(one.name)
+    return found
 
 
 @contextlib.contextmanager

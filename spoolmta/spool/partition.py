@@ -70,9 +70,7 @@ class Partition:
         self.layout = layout
         self.vmta = vmta
         self.path = f"{layout.queue}/{vmta}"
-        os.makedirs(self.path, exist_ok=True)
-        if lock is None:
-            lock = disk.lock_folder(self.path)
+        lock = take(layout, vmta) if lock is None else lock
         if lock is None:
             raise SpoolError(f"queue {vmta} is being worked on by another process")
         self._lock = lock
@@ -345,15 +343,12 @@ class Partition:
             pass  # somebody put mail there: it stays
 
 
-def is_free(layout: Layout, vmta: str) -> bool:
-    """Whether nobody works on a VMTA's queue (a process whose parent died finishes before it lets go)."""
+def take(layout: Layout, vmta: str) -> int | None:
+    """The lock of a VMTA's queue, or None while somebody works on it (a process whose parent died finishes before it
+    lets go, and so does an operator's command)."""
     path = f"{layout.queue}/{vmta}"
     os.makedirs(path, exist_ok=True)
-    lock = disk.lock_folder(path)
-    if lock is None:
-        return False
-    os.close(lock)
-    return True
+    return disk.lock_folder(path)
 
 
 def _read(path: str, size: int) -> bytes:

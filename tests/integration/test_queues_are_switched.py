@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from spoolmta import control
+from spoolmta import control, disk, standin
+from spoolmta.clearance import Chosen
 from tests.integration.scenario import drop, free_port, from_source, received_by, to
 from tests.support.mta import Mta, World, wait_for
 
@@ -400,3 +401,31 @@ def test_a_spool_with_a_long_path_has_its_sockets_too(tmp_path: Path, event_loop
             assert shown(mta, "late.test/news")["process"] is True
             assert do(mta, "queue", "retry", "late.test/news")[0]["messages"] == 1
             mta.wait_for(lambda: mta.count("d") == 1)
+
+
+def test_a_process_waits_for_a_command_that_has_its_queue_and_a_command_for_both(world: World) -> None:
+    with system(world) as mta:
+        (mta.spool / "queue" / "news").mkdir(exist_ok=True)
+        lock = disk.lock_folder(str(mta.spool / "queue" / "news"))
+        assert lock is not None
+        drop(mta, "user@held.test", vmta="news")
+        drop(mta, "user@free.test", vmta="other")
+        mta.wait_for(lambda: mta.count("d") == 1 and mta.vmta("news")["state"] == "running")
+        command = [sys.executable, "-m", "spoolmta", "--config", str(mta.config_file)]
+        with subprocess.Popen([*command, "queue", "pause", "held.test/news"]) as pausing:
+            drop(mta, "again@free.test", vmta="other")
+            mta.wait_for(lambda: mta.count("d") == 2)
+            assert pausing.poll() is None
+            os.close(lock)
+            assert pausing.wait(60) == 0
+        assert mta.vmta("news")["restarts"] == 0
+        assert shown(mta, "held.test/news")["paused"] is True
+
+
+def test_what_is_taken_out_at_once_is_bounded_in_number_and_bytes() -> None:
+    small = [Chosen("a.test", f"1700000000.M000000P1Q{n}.node,S=10,C=00000000,J=0") for n in range(4500)]
+    large = [Chosen("a.test", f"1700000000.M000000P1Q{n}.node,S=60000000,C=00000000,J=0") for n in range(5)]
+    assert [len(batch) for batch in standin.batches(small)] == [2000, 2000, 500]
+    assert [len(batch) for batch in standin.batches(large)] == [2, 2, 1]
+    assert [one for batch in standin.batches(small + large) for one in batch] == small + large
+    assert standin.batches([]) == []

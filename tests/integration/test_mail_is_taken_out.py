@@ -192,6 +192,29 @@ def test_a_delete_that_is_killed_in_the_middle_settles_everything_once(world: Wo
         }
 
 
+def test_a_move_that_is_killed_in_the_middle_sends_everything_once(world: World) -> None:
+    with system(world) as mta:
+        do(mta, "pause", "*/*")
+        for number in range(60):
+            drop(mta, *(f"user{number}.{i}@held{i}.test" for i in range(50)), vmta="news")
+        mta.wait_for(lambda: len(mta.entries()) == 3000)
+        command = [sys.executable, "-m", "spoolmta", "--config", str(mta.config_file)]
+        moving = subprocess.Popen(
+            [*command, "queue", "move", "--to", "other", "--vmta", "news"], stdout=subprocess.DEVNULL
+        )
+        mta.wait_for(lambda: (mta.spool / "queue" / "other" / "held0.test").exists())
+        mta.kill("news")
+        assert moving.wait(60) == 0
+        do(mta, "move", "--to", "other", "--vmta", "news")
+        do(mta, "resume", "*/*")
+        mta.wait_for(lambda: mta.count("d") >= 3000 and not mta.entries(), 60)
+        received = [address for one in world.received() for address in one["recipients"]]
+        assert len(received) == len(set(received)) == 3000
+        assert {row["vmta"] for row in mta.rows("d")} == {"other"}
+        mta.wait_for(lambda: mta.audit()["delivered"] == 3000)
+        assert mta.audit()["balanced"]
+
+
 def test_garbage_takes_nothing_out(world: World) -> None:
     with system(world) as mta:
         drop(mta, "once-451@late.test", vmta="news")

@@ -278,6 +278,7 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
     FailureKind.UNCONVERTIBLE: ("5.6.3", "content-related"),
     FailureKind.LOOP: ("5.4.6", "routing-errors"),
     FailureKind.NO_LOGIN: ("4.7.0", "bad-configuration"),
+    FailureKind.RETURNED: ("5.0.0", "other"),
 }
 
 

@@ -1,4 +1,5 @@
-"""How processes speak to each other: hints (a FIFO per VMTA) and questions (a Unix socket of the supervisor).
+"""How processes speak to each other: hints (a FIFO per VMTA) and questions (a Unix socket of
+the supervisor, and one of each delivery process).
 
 A hint is a line `<domain>/<folder>/<entry>`, or `scan`. Lines go in writes of at most PIPE_BUF, which the kernel keeps
 whole, and never block: a writer that finds the FIFO full remembers to send `scan` on its next turn. Hints may be
@@ -117,27 +118,34 @@ class HintWriter:
         return descriptor
 
 
+def listen(path: str) -> socket.socket:
+    """A Unix socket that listens at `path` for its own user only. The caller knows that nobody else does: what lies
+    there is taken away."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        with _short(path) as name:
+            listening.bind(name)
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(mask)
+    listening.listen(16)
+    listening.setblocking(False)
+    return listening
+
+
 class Server:
     """The supervisor's socket. A client that does not read its answer within two seconds loses it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            with _short(path) as name:
-                self.socket.bind(name)
-        except OSError:
-            self.socket.close()
-            raise
-        finally:
-            os.umask(mask)
-        self.socket.listen(16)
-        self.socket.setblocking(False)
+        self.socket = listen(path)
         self._clients: dict[int, tuple[socket.socket, bytes]] = {}
 
     def accept(self) -> int | None:
@@ -193,7 +201,7 @@ class Server:
 
 
 def ask(path: str, question: dict[str, Any], timeout: float = 10.0) -> dict[str, Any]:
-    """Ask the running supervisor. Raises UnavailableError if there is none, or it does not answer in time."""
+    """Ask a running process. Raises UnavailableError if there is none, or it does not answer in time."""
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.settimeout(timeout)
     data = b""

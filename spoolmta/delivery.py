@@ -34,8 +34,9 @@ from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.smtp.starttls import kept_apart
 from spoolmta.spool.layout import Layout
-from spoolmta.spool.partition import Partition, is_free
+from spoolmta.spool.partition import Partition, take
 from spoolmta.standing import Standing
+from spoolmta.switchboard import Switchboard
 from spoolmta.trigger import Responses
 
 log = logging.getLogger("spoolmta")
@@ -52,14 +53,14 @@ QUIT_GRACE = 0.05
 
 
 class Delivery:
-    """One VMTA's process. `page` and `row` are where it is seen; `hints` is its FIFO."""
+    """One VMTA's process. `page` and `row` are where it is seen; `hints` is its FIFO, `lock` that of its queue."""
 
-    def __init__(self, config: Config, vmta: str, layout: Layout, page: Page, row: Row, hints: int) -> None:
+    def __init__(self, config: Config, vmta: str, layout: Layout, page: Page, row: Row, hints: int, lock: int) -> None:
         self._page, self._row, self._layout = page, row, layout
         self._vmta: Vmta = config.vmtas[vmta]
         self._chance = random.Random()
         self._hints = HintReader(hints)
-        self._partition = Partition(layout, vmta)
+        self._partition = Partition(layout, vmta, lock)
         self._rates = state.Rates(layout.rates(vmta), time.time())
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells)
         self._standing = Standing(config, layout, self._scheduler, self._partition)
@@ -70,6 +71,16 @@ class Delivery:
         process_ = Process(self._policy, self._now, self._request_turn, lambda: self._is_leaving, self._end_session)
         self._carrier = Carrier(process_, self._scheduler, self._partition, self._ledger, row, vmta)
         self._configure(config)
+        self._switchboard = Switchboard(
+            layout,
+            self._partition,
+            self._ledger,
+            self._scheduler,
+            lambda site, domain: self._resolve(site, domain),
+            self._save_state,
+            self._request_turn,
+            self._now,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
@@ -109,9 +120,11 @@ class Delivery:
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         left = state.load(self._layout, self._vmta.name)
+        self._switchboard.orders = left.orders
         for key, condition in left.sites.items():
             self._scheduler.known.memory.put(key, condition)
         self._carrier.responses.restore(left.counts, self._now())
+        await self._switchboard.open()
         self._scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
@@ -181,6 +194,7 @@ class Delivery:
     def _close(self) -> None:
         # A hint that comes from now on stays in the FIFO for whoever comes next: the loop still turns to end itself.
         self._loop.remove_reader(self._hints.descriptor)
+        self._switchboard.close()
         self._ledger.close()
         self._save_state()
         self._rates.close()
@@ -188,10 +202,12 @@ class Delivery:
         self._partition.close()
 
     def _save_state(self) -> None:
-        """What outlives the process: when it wants to be woken, the sites' conditions, the counts of the rules."""
+        """What outlives the process: when it wants to be woken, the sites' conditions, the counts of the rules, the
+        orders that stand."""
         conditions = self._scheduler.known.conditions(self._now())
-        counts = self._carrier.responses.export()
-        state.save(self._layout, self._vmta.name, self._scheduler.next_due(), conditions, counts)
+        board, counts = self._switchboard, self._carrier.responses.export()
+        left = state.State(self._scheduler.next_due(), conditions, counts, board.orders, board.domains())
+        state.save(self._layout, self._vmta.name, left)
 
     def _tell_news(self) -> None:
         """What happened to sites is told, and kept at once: a crash must not forget why a queue is slow."""
@@ -340,6 +356,7 @@ class Delivery:
             self._unroutable(domain, policy, error)
         else:
             site = self._table.site_of(domain, route.mx)
+            self._switchboard.meet(site)
             self._scheduler.located(domain, site, self._resolve, self._now(), route.mx | kept_apart(domain, policy))
         self._request_turn()
 
@@ -407,14 +424,14 @@ def run(
     """The process: takes over the VMTA's queue (waiting for a dying predecessor to let go) and works on it.
     SIGHUP: `reload` gives the new configuration."""
 
-    async def main() -> None:
-        delivery = Delivery(config, vmta, layout, page, row, hints)
+    async def main(lock: int) -> None:
+        delivery = Delivery(config, vmta, layout, page, row, hints, lock)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: delivery.reconfigure(reload()))
         await delivery.run(is_orphan)
 
     gc.set_threshold(10_000, 50, 50)
-    while not is_free(layout, vmta):
+    while (lock := take(layout, vmta)) is None:
         if is_orphan():
             return
         time.sleep(0.02)
-    process.run_loop(config.event_loop, main())
+    process.run_loop(config.event_loop, main(lock))

@@ -72,6 +72,11 @@ def quarantined_line(entry_id: str, domain: str, recipients: int) -> str:
     return f"Q {entry_id} @{domain} {recipients}\n"
 
 
+def copied_line(letter: str, entry_id: str, address: str, count: int) -> str:
+    """What another VMTA's journal says of an (escaped) address."""
+    return f"c{letter} {entry_id} {address}" + (f" {count}\n" if letter == "Q" else "\n")
+
+
 class Record:
     """A journal read back: `totals` of compacted lines by letter, `accepted` id to recipients, `settled`
     id to {address (escaped, or @domain): (letter, count, copied)}, `told` id to {@domain: times}."""
@@ -182,17 +187,3 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-
-def copy_lines(source: Record, target: Journal, entry_ids: Collection[str]) -> None:
-    """Make the settled recipients of entries known to another VMTA's journal, durably, before they move there; and
-    how often their senders were told of a delay."""
-    lines = [told_line(id_, at[1:], n) for id_ in entry_ids for at, n in source.told.get(id_, {}).items()]
-    lines += [
-        f"c{letter} {entry_id} {address}" + (f" {count}\n" if letter == "Q" else "\n")
-        for entry_id in entry_ids
-        for address, (letter, count, _) in source.settled.get(entry_id, {}).items()
-    ]
-    if lines:
-        target.append("".join(lines))
-        target.sync()

@@ -34,6 +34,7 @@ _COUNTED = {
     Outcome.DELIVERED: Cell.DELIVERED,
     Outcome.BOUNCED: Cell.BOUNCED,
     Outcome.EXPIRED: Cell.EXPIRED,
+    Outcome.DELETED: Cell.DELETED,
     None: Cell.DEFERRED,
 }
 
@@ -203,6 +204,18 @@ class Ledger:
         else:
             self.log.sync()
         return began
+
+    def finish(self) -> bool:
+        """Write, sync and remove all there is, now. False on a full disk: nothing is forgotten. A report needs two
+        syncs until what it speaks of is removed, and its own way into the queue a third."""
+        for _ in range(4):
+            if not self._flush():
+                return False
+            if not self.is_waiting:
+                return True
+            if not self._do_what_is_safe(self.sync()):
+                return False
+        return True
 
     def reconfigure(self, config: Config) -> None:
         self._reporter.reconfigure(config)

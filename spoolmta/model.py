@@ -58,6 +58,7 @@ class FailureKind(enum.Enum):
     HELD = "held by a response rule"
     CONDEMNED = "bounced with its queue"
     DELETED = "deleted by the operator"
+    RETURNED = "bounced by the operator"
 
     __hash__ = object.__hash__
 
@@ -74,6 +75,7 @@ _MADE_UP = frozenset(
         FailureKind.HELD,
         FailureKind.CONDEMNED,
         FailureKind.DELETED,
+        FailureKind.RETURNED,
         FailureKind.LOCAL,
         FailureKind.UNBOUND,
         FailureKind.TOO_BIG,

@@ -23,7 +23,8 @@ from spoolmta.model import Outcome
 
 ReturnDefault = Literal["full", "headers"]
 
-_FAILED = frozenset({Outcome.BOUNCED, Outcome.EXPIRED, Outcome.DELETED})
+_FAILED = frozenset({Outcome.BOUNCED, Outcome.EXPIRED})
+"""What the operator deletes is nobody's failure: no sender is told, as with PowerMTA's `delete` without `--dsn`."""
 
 
 class Action(enum.Enum):

@@ -70,6 +70,7 @@ def drop_privileges(user: str) -> None:
     """Become `user` for good, when started as root. Everything that is imported lazily must be imported before."""
     if os.geteuid() != 0 or not user:
         return
+    import encodings.ascii
     import encodings.idna  # noqa: F401  (cannot be read any more once we are somebody else)
 
     try:

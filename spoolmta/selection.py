@@ -50,12 +50,12 @@ def _wanted(config: Config, source: Source, given: str) -> str:
 def _first_match(source: Source, parsed: Parsed, data: bytes) -> tuple[int, Select]:
     """The first rule that matches, and which it is (1, 2, ...); an empty one where none does."""
     for number, rule in enumerate(source.select, 1):
-        if _matches(rule, parsed, data):
+        if matches(rule, parsed, data):
             return number, rule
     return 0, Select()
 
 
-def _matches(rule: Select, parsed: Parsed, data: bytes) -> bool:
+def matches(rule: Select, parsed: Parsed, data: bytes) -> bool:
     envelope = parsed.envelope
     if rule.mail_from and not compiled(rule.mail_from, may_be_empty=True).is_in(envelope.sender):
         return False

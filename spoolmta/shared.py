@@ -34,6 +34,7 @@ class Cell(enum.IntEnum):
     LEFT_ALONE = 15
     BYTES = 16
     RESTARTS = 17
+    DELETED = 18
 
 
 _WIDTH = len(Cell)

@@ -21,6 +21,7 @@ from spoolmta.condition import Condition
 from spoolmta.model import Struct
 from spoolmta.rate import CELLS, Cells, is_remembered
 from spoolmta.spool.layout import Layout
+from spoolmta.switch import Order
 
 _SLOT = 1 + CELLS
 _BYTES = 8 * _SLOT
@@ -28,11 +29,14 @@ _FIRST_SLOTS = 16
 
 
 class State(Struct, frozen=True):
-    """`wake` is in Unix seconds, 0 for never. `counts` are those of response rules (`trigger.State`)."""
+    """`wake` is in Unix seconds, 0 for never. `counts` are those of response rules (`trigger.State`). `orders` stand for
+    sites that come later; `domains` are the sites of domains with mail, where a domain is not one by itself."""
 
     wake: float
     sites: dict[str, Condition]
     counts: trigger.State = msgspec.field(default_factory=trigger.State)
+    orders: list[Order] = []
+    domains: dict[str, str] = {}
 
 
 def load(layout: Layout, vmta: str) -> State:
@@ -44,10 +48,11 @@ def load(layout: Layout, vmta: str) -> State:
         return State(0.0, {})
 
 
-def save(layout: Layout, vmta: str, wake: float, sites: dict[str, Condition], counts: trigger.State) -> None:
+def save(layout: Layout, vmta: str, left: State) -> None:
     """Leave the state, durably; `wake` infinity for never."""
-    value = State(0.0 if wake == math.inf else wake, sites, counts)
-    disk.replace(layout.state(vmta), msgspec.json.encode(value))
+    if left.wake == math.inf:
+        left = msgspec.structs.replace(left, wake=0.0)
+    disk.replace(layout.state(vmta), msgspec.json.encode(left))
 
 
 class Rates:

@@ -475,6 +475,7 @@ class Supervisor:
             "bounced": row[Cell.BOUNCED],
             "deferred": row[Cell.DEFERRED],
             "expired": row[Cell.EXPIRED],
+            "deleted": row[Cell.DELETED],
             "quarantined": row[Cell.QUARANTINED],
             "bytes": row[Cell.BYTES],
             "restarts": row[Cell.RESTARTS],

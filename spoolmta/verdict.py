@@ -46,6 +46,7 @@ DEFAULTS = DomainPolicy()
 _SETTLED = {
     FailureKind.EXPIRED: Outcome.EXPIRED,
     FailureKind.CONDEMNED: Outcome.BOUNCED,
+    FailureKind.RETURNED: Outcome.BOUNCED,
     FailureKind.DELETED: Outcome.DELETED,
 }
 _HOST_STAGES = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.STARTTLS, Stage.AUTH})

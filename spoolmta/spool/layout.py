@@ -68,6 +68,9 @@ class Layout(Struct, frozen=True):
     def control(self) -> str:
         return self.root + "/run/control"
 
+    def control_of(self, vmta: str) -> str:
+        return f"{self.root}/run/{vmta}.control"
+
 
 def prepare(root: str) -> Layout:
     """Check the spool and make what is missing below it. Raises ConfigError (78) for a spool that is not there or of

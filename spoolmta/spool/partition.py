@@ -19,7 +19,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from spoolmta import disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
@@ -75,12 +75,12 @@ class _Hold:
 class Partition:
     """The queue of one VMTA. Methods named for a change of state do the one rename (or removal) it is."""
 
-    def __init__(self, layout: Layout, vmta: str) -> None:
+    def __init__(self, layout: Layout, vmta: str, lock: int | None = None) -> None:
+        """`lock` is a descriptor that holds the lock of the folder, if the caller has it; the partition closes it."""
         self.layout = layout
         self.vmta = vmta
         self.path = f"{layout.queue}/{vmta}"
-        os.makedirs(self.path, exist_ok=True)
-        lock = disk.lock_folder(self.path)
+        lock = take(layout, vmta) if lock is None else lock
         if lock is None:
             raise SpoolError(f"queue {vmta} is being worked on by another process")
         self._lock = lock
@@ -89,6 +89,7 @@ class Partition:
         record = journal.read(self._journal.path)
         self._settled = {id_: set(addresses) for id_, addresses in record.settled.items()}
         self._told = record.told
+        self._learned = {id_ for id_, known in record.settled.items() if any(one[2] for one in known.values())}
         self._lines: list[str] = []
         self._after_flush: list[tuple[str, Callable[[], None]]] = []
         self._pending: deque[_Pending] = deque()
@@ -121,8 +122,9 @@ class Partition:
                 self._remove_if_long_empty(domain)
 
     def forget_settled(self) -> None:
-        """After the first scan: what the journal says of entries that are not there any more need not be kept."""
-        living = {entry.entry_id(name) for names in self._known.values() for name in names}
+        """After the first scan: what the journal says of entries that are not there any more need not be kept, but
+        for those that may still be on their way here from another VMTA."""
+        living = {entry.entry_id(name) for names in self._known.values() for name in names} | self._learned
         self._settled = {id_: addresses for id_, addresses in self._settled.items() if id_ in living}
         self._told = {id_: times for id_, times in self._told.items() if id_ in living}
 
@@ -203,6 +205,38 @@ class Partition:
             self._after_lines(domain, name, action)
         else:
             action()
+
+    def keep(self, loaded: Loaded, done: list[Recipient]) -> None:
+        """Some recipients are settled without an attempt: the entry stays as it is, for the others."""
+        addresses = {journal.escape(recipient.address) for recipient in done}
+        self._settled.setdefault(loaded.name.id, set()).update(addresses)
+
+    def learn(self, lines: Iterable[tuple[str, str, str, int]]) -> None:
+        """What another VMTA has settled of entries that move here: (id, escaped address, letter, count). Written by
+        the next `flush`."""
+        for entry_id, address, letter, count in lines:
+            self._settled.setdefault(entry_id, set()).add(address)
+            self._learned.add(entry_id)
+            self._lines.append(journal.copied_line(letter, entry_id, address, count))
+
+    def move(self, domain: str, name: str, target: str, known: Collection[str]) -> int:
+        """Give an entry to another VMTA, which has learned that the `known` addresses of it are settled; how many
+        recipients go along. Raises NotReady if more is settled by now, or its links are still being made; Gone."""
+        parts = entry.parse_name(name)
+        settled = {one for one in self._settled.get(parts.id, ()) if journal.folder(one) == domain}
+        is_arriving = parts.folder and os.path.lexists(incoming_path(self.layout, parts, self.vmta))
+        is_held = (domain, parts.id) in self._held or (domain, name) in self._done
+        if is_arriving or is_held or not settled <= set(known):
+            raise NotReady
+        goal = f"{self.layout.queue}/{target}/{domain}/{'cur' if ':' in name else 'new'}/{name}"
+        try:
+            put(disk.rename, self.place(domain, name), goal)
+        except FileNotFoundError:
+            raise Gone from None
+        finally:
+            self._forget(domain, name)
+        self._forget_addresses(parts.id, domain)
+        return max(0, parts.recipients - len(settled))
 
     def _after_lines(self, domain: str, name: str, action: Callable[[], None]) -> None:
         """Do it after the sync that follows the entry's lines, and those lines after the reports it is held for."""
@@ -413,15 +447,12 @@ class Partition:
             pass  # somebody put mail there: it stays
 
 
-def is_free(layout: Layout, vmta: str) -> bool:
-    """Whether nobody works on a VMTA's queue (a process whose parent died finishes before it lets go)."""
+def take(layout: Layout, vmta: str) -> int | None:
+    """The lock of a VMTA's queue, or None while somebody works on it (a process whose parent died finishes before it
+    lets go, and so does an operator's command)."""
     path = f"{layout.queue}/{vmta}"
     os.makedirs(path, exist_ok=True)
-    lock = disk.lock_folder(path)
-    if lock is None:
-        return False
-    os.close(lock)
-    return True
+    return disk.lock_folder(path)
 
 
 def _read(path: str, size: int) -> bytes:
@@ -440,20 +471,3 @@ def _read(path: str, size: int) -> bytes:
     finally:
         os.close(descriptor)
     return data
-
-
-def move(layout: Layout, vmta: str, domain: str, name: str, target: str) -> None:
-    """Move an entry to another VMTA: first what the journal knows of it is copied, durably, then one rename. The
-    caller holds the lock of both VMTAs' queues, or knows that nobody works on them. Raises NotReady."""
-    parts = entry.parse_name(name)
-    if parts.folder and os.path.lexists(incoming_path(layout, parts, vmta)):
-        raise NotReady
-    record = journal.read(layout.journal(vmta))
-    copy = Journal(layout.journal(target))
-    try:
-        journal.copy_lines(record, copy, [parts.id])
-    finally:
-        copy.close()
-    folder = "cur" if ":" in name else "new"
-    goal = f"{layout.queue}/{target}/{domain}/{folder}/{name}"
-    put(disk.rename, f"{layout.queue}/{vmta}/{domain}/{folder}/{name}", goal)

@@ -11,7 +11,6 @@ import pytest
 from spoolmta import entry
 from spoolmta.errors import SpoolError
 from spoolmta.model import Outcome
-from spoolmta.spool import partition as module
 from spoolmta.spool.intake import Acceptor
 from spoolmta.spool.partition import Gone, NotReady, Partition
 from tests.support.spool_kit import Spool, deliver, reap
@@ -152,7 +151,7 @@ def test_an_entry_is_not_touched_while_its_incoming_name_exists(spool: Spool) ->
             with pytest.raises(NotReady):
                 one.load(domain, name)
             with pytest.raises(NotReady):
-                module.move(spool.layout, "one", domain, name, "two")
+                one.move(domain, name, "two", [])
         spool.check_balance(2, queued=2)
         acceptor.incoming.enqueue(claimed)
         assert [len(one.load(f"{d}.test", p.name).recipients) for d, p in zip("ab", spool.queued(), strict=True)] == [
@@ -276,7 +275,20 @@ def test_a_move_takes_along_what_is_settled(spool: Spool) -> None:
         one.settle(loaded, loaded.recipients[0], Outcome.DELIVERED)
         one.defer("a.test", first, 2_000_000_000, loaded.recipients[:1], names.append)
         reap(one)
-    module.move(spool.layout, "one", "a.test", names[0], "two")
+        with pytest.raises(NotReady):  # more is settled than the other one knows
+            one.move("a.test", names[0], "two", [])
+    with spool.partition("two") as two:
+        two.learn([(entry.entry_id(names[0]), "u@a.test", "D", 1)])
+        two.flush()
+    with spool.partition("two") as two:  # which begins anew before the entry comes
+        list(two.scan())
+        two.forget_settled()
+        two._journal.compact(two._settled.keys())
+    with spool.partition() as one:
+        list(one.scan())
+        assert one.move("a.test", names[0], "two", ["u@a.test"]) == 1
+        with pytest.raises(Gone):
+            one.move("a.test", names[0], "two", ["u@a.test"])
     spool.check_balance(3, delivered=1, queued=2)
     with spool.partition() as one:  # the source forgets the details of what has left, and keeps the sum
         list(one.scan())

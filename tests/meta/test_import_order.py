@@ -10,16 +10,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address pattern config here policy entry message selection bounce verdict response trigger lint
-    record notify dsn rate condition limits backlog dealing warming site sources action agenda concurrency metering
-    sessions sites schedule reaction lifecycle sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance
-    smtp.auth smtp.starttls""".split()
+PURE = """errors model address pattern config here policy entry message selection reasons bounce verdict response
+    trigger lint record notify dsn rate condition switch limits backlog dealing warming site sources action agenda
+    concurrency metering sessions sites schedule view reaction lifecycle sevenbit dane sts smtp.wire smtp.client
+    smtp.transaction smtp.allowance smtp.auth smtp.starttls""".split()
 INPUT_OUTPUT = """disk shared tally journal spool.layout markers spool.intake spool.partition spool.outbox spool.audit
     accounting resolver tls_channel tls sts_fetch sts_cache protection transport opener control mailhosts
     dealer""".split()
-PROCESSES = "process state arrivals lane reporter reminder ledger standing carrier pickup delivery supervisor".split()
+PROCESSES = """process state arrivals lane reporter reminder ledger clearance switchboard standin standing carrier pickup
+    delivery supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
-FACE = "cli __main__".split()
+FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.explain cli __main__".split()
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 
 

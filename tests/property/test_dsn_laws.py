@@ -151,7 +151,7 @@ def test_the_rules_are_total_and_never_answer_the_null_sender(
         assert not delays
         return
     words_ = asked.split(",")
-    failed = outcome in (Outcome.BOUNCED, Outcome.EXPIRED, Outcome.DELETED)
+    failed = outcome in (Outcome.BOUNCED, Outcome.EXPIRED)
     assert (action is Action.FAILED) == (failed and (not asked or "FAILURE" in words_))
     assert (action is Action.RELAYED) == (outcome is Outcome.DELIVERED and "SUCCESS" in words_ and not has_dsn)
     assert action is not Action.DELAYED

@@ -1,0 +1,312 @@
+"""Whoever carries out an operator's command on a VMTA: its process, or, where it has none (it sleeps, or nothing runs),
+the command itself, with the lock of its queue in hand.
+
+The lock is what both go by: a process that is about to start waits for it, and one that is about to end lets go of it.
+So the command asks the process, and if there is none takes the lock, and if neither can be had tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from spoolmta import condition, control, disk, entry, state, switch, view
+from spoolmta.clearance import BATCH, Chosen, Clearance, Learned, Outcome
+from spoolmta.condition import Condition
+from spoolmta.errors import SpoolError, UnavailableError
+from spoolmta.ledger import Ledger
+from spoolmta.model import Config, DomainPolicy
+from spoolmta.policy import PolicyTable
+from spoolmta.reporter import Owner
+from spoolmta.shared import Page
+from spoolmta.spool import audit
+from spoolmta.spool.layout import Layout
+from spoolmta.spool.partition import Partition, take
+from spoolmta.switch import Switch
+
+BATCH_BYTES = 100_000_000
+"""Of messages that are taken out at once, beside BATCH of them."""
+PATIENCE = 30.0
+"""Seconds in which a process answers, or lets go of its queue."""
+Answer = dict[str, Any]
+
+
+def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[int], Answer]) -> Answer:
+    """Ask the VMTA's process; without one do it `alone`, under the lock of its queue (it gets the descriptor). The
+    answer says by `process` which it was. Raises UnavailableError."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(UnavailableError):
+            answer = control.ask(layout.control_of(vmta), question, PATIENCE)
+            if "error" in answer:
+                raise SpoolError(f"the process of {vmta}: {answer['error']}")
+            return {**answer, "process": True}
+        with locked(layout, vmta) as lock:
+            if lock is not None:
+                return {**alone(lock), "process": False}
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"the process of {vmta} has its queue in hand, but does not answer")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def locked(layout: Layout, vmta: str) -> Iterator[int | None]:
+    """The lock of a VMTA's queue, if nobody has it; gives the descriptor that holds it, or None."""
+    lock = take(layout, vmta)
+    try:
+        yield lock
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def wake(layout: Layout, vmta: str) -> None:
+    """Have the running system, if there is one, begin a process for a VMTA that has mail: its state has changed."""
+    if disk.is_locked(layout.lock) and next(audit.items(layout, vmta), None) is not None:
+        hints = control.HintWriter(layout.run)
+        hints.send(vmta, [control.SCAN])
+        hints.close()
+
+
+def vmtas(config: Config, layout: Layout) -> list[str]:
+    """All that are configured, or have mail."""
+    queues = [name for name in os.listdir(layout.queue) if os.path.isdir(f"{layout.queue}/{name}")]
+    return sorted({*config.vmtas, *queues})
+
+
+# Looking
+
+
+def look(config: Config, layout: Layout, vmta: str) -> Answer:
+    """Every queue of a VMTA there is mail for, or anything known of."""
+    question = {"ask": "sites"}
+    with contextlib.suppress(UnavailableError):
+        return {**control.ask(layout.control_of(vmta), question, PATIENCE), "process": True}
+    return {**_look_alone(config, layout, vmta), "process": False}
+
+
+def _look_alone(config: Config, layout: Layout, vmta: str) -> Answer:
+    left = state.load(layout, vmta)
+    table = PolicyTable(config, vmta)
+    now = time.time()
+    shown = {key: view.of_condition(key, _ticked(table, key, found, now), now) for key, found in left.sites.items()}
+    for item in audit.items(layout, vmta):
+        site = left.domains.get(item.domain, item.domain)
+        if site not in shown:
+            found = Condition()
+            _apply_standing(left, table, site, found, now)
+            shown[site] = view.of_condition(site, found, now)
+        of_site = shown[site]
+        if item.domain not in of_site["domains"]:
+            of_site["domains"].append(item.domain)
+        if item.due > now:
+            of_site["waiting"] += 1
+            of_site["next_retry"] = min(of_site["next_retry"] or item.due, item.due)
+        else:
+            of_site["ready"] += 1
+    for of_site in shown.values():
+        if not of_site["held_by"] and (of_site["ready"] or of_site["waiting"]):
+            of_site["held_by"] = "no process" if of_site["ready"] else "retry-recipients-after"
+    return {"sites": list(shown.values()), "orders": msgspec.to_builtins(switch.in_force(left.orders, now))}
+
+
+def _ticked(table: PolicyTable, key: str, found: Condition, now: float) -> Condition:
+    condition.tick(found, table.resolve(key, key), now)
+    return found
+
+
+def _apply_standing(left: state.State, table: PolicyTable, site: str, found: Condition, now: float) -> None:
+    for order in switch.standing(left.orders, site, now):
+        switch.apply(found, table.resolve(site, site), now, order)
+
+
+# Switching
+
+
+def turn(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch) -> Answer:
+    """Turn a switch at the queues of a VMTA that `pattern` names."""
+    question = {"ask": "switch", "site": pattern, "switch": msgspec.to_builtins(wanted)}
+    answer = carry_out(layout, vmta, question, lambda _: _turn_alone(config, layout, vmta, pattern, wanted))
+    if not answer["process"] and (wanted.do != switch.PAUSE or wanted.until):
+        wake(layout, vmta)
+    return answer
+
+
+def _turn_alone(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch) -> Answer:
+    left = state.load(layout, vmta)
+    other = left.domains.get(pattern, "")
+    if other:
+        return {"elsewhere": other}
+    table = PolicyTable(config, vmta)
+    now = time.time()
+    changed = []
+    for key in _named(layout, vmta, left, pattern):
+        found = left.sites.get(key)
+        if found is None:
+            found = Condition()
+            _apply_standing(left, table, key, found, now)
+            if not switch.is_pattern(pattern):  # else the order is there when it gets its site
+                left.sites[key] = found
+        policy = table.resolve(key, key)
+        condition.tick(found, policy, now)
+        if switch.apply(found, policy, now, wanted):
+            changed.append(key)
+    orders = switch.in_force(switch.order(left.orders, pattern, wanted), now)
+    sites = {key: found for key, found in left.sites.items() if not found.is_ordinary(now)}
+    state.save(layout, vmta, msgspec.structs.replace(left, sites=sites, orders=orders))
+    return {"changed": changed}
+
+
+def _named(layout: Layout, vmta: str, left: state.State, pattern: str) -> list[str]:
+    if not switch.is_pattern(pattern):
+        return [pattern]
+    with_mail = {left.domains.get(domain, domain) for domain in domains(layout, vmta)}
+    return sorted(key for key in {*left.sites, *with_mail} if switch.matches(pattern, key))
+
+
+def domains(layout: Layout, vmta: str) -> set[str]:
+    """The domains a VMTA has mail for."""
+    return {item.domain for item in audit.items(layout, vmta)}
+
+
+# Trying again
+
+
+def retry(layout: Layout, vmta: str, pattern: str) -> Answer:
+    """Have the mail of these queues tried now that waits for its time."""
+    question = {"ask": "retry", "site": pattern}
+    answer = carry_out(layout, vmta, question, lambda _: _retry_alone(layout, vmta, pattern))
+    if not answer["process"]:
+        wake(layout, vmta)
+    return answer
+
+
+def _retry_alone(layout: Layout, vmta: str, pattern: str) -> Answer:
+    """The due times are in the names: those that lie ahead become now."""
+    left = state.load(layout, vmta)
+    other = left.domains.get(pattern, "")
+    if other:
+        return {"elsewhere": other}
+    now = time.time()
+    changed = set()
+    count = 0
+    for key, found in left.sites.items():
+        if switch.matches(pattern, key) and found.blocked_until > now:
+            found.blocked_until = 0.0
+            changed.add(key)
+    for domain in domains(layout, vmta):
+        site = left.domains.get(domain, domain)
+        if not switch.matches(pattern, site):
+            continue
+        for item in audit.items(layout, vmta, domain):
+            if item.due > now:
+                target = entry.with_state(item.name, item.attempts, int(now))
+                folder = f"{layout.queue}/{vmta}/{domain}/cur"
+                disk.rename(f"{folder}/{item.name}", f"{folder}/{target}")
+                changed.add(site)
+                count += 1
+    state.save(layout, vmta, msgspec.structs.replace(left, wake=min(left.wake or now, now) if count else left.wake))
+    return {"changed": sorted(changed), "messages": count}
+
+
+# Taking mail out
+
+
+def remove(config: Config, layout: Layout, vmta: str, entries: list[Chosen], kind: str, text: str) -> Outcome:
+    """Delete or bounce entries of a VMTA (`kind`); `text` is the diagnostic."""
+    question = {"ask": "remove", "kind": kind, "text": text}
+    return _clear(config, layout, vmta, entries, question, lambda hands, some: hands.remove(some, kind, text))
+
+
+def move(config: Config, layout: Layout, vmta: str, entries: list[Chosen], target: str) -> Outcome:
+    """Move entries to another VMTA, which has learned what is settled of them."""
+    question = {"ask": "move", "to": target}
+    return _clear(config, layout, vmta, entries, question, lambda hands, some: hands.move(some, target))
+
+
+def learn(config: Config, layout: Layout, vmta: str, lines: list[Learned]) -> None:
+    """Have a VMTA know what is settled of entries that will move to it."""
+
+    def alone(lock: int) -> Answer:
+        with _hands(config, layout, vmta, lock) as hands:
+            hands.learn(lines)
+        return {}
+
+    for begin in range(0, len(lines), BATCH):
+        question = {"ask": "learn", "lines": msgspec.to_builtins(lines[begin : begin + BATCH])}
+        if not carry_out(layout, vmta, question, alone)["process"]:
+            return
+
+
+def _clear(
+    config: Config,
+    layout: Layout,
+    vmta: str,
+    entries: list[Chosen],
+    question: Answer,
+    work: Callable[[Clearance, list[Chosen]], Outcome],
+) -> Outcome:
+    """Batch by batch where a process does it; all that is left at once where it is done alone."""
+    done = Outcome()
+    left = batches(entries)
+    for number, batch in enumerate(left):
+
+        def alone(lock: int, number: int = number) -> Answer:
+            with _hands(config, layout, vmta, lock) as hands:
+                for some in left[number:]:
+                    done.add(work(hands, some))
+            return {}
+
+        answer = carry_out(layout, vmta, {**question, "entries": msgspec.to_builtins(batch)}, alone)
+        if not answer["process"]:
+            break
+        done.add(msgspec.convert(answer["done"], Outcome))
+    return done
+
+
+def batches(entries: list[Chosen]) -> list[list[Chosen]]:
+    """As many at once as a process can do without holding its mail up for long: it reads the files."""
+    found: list[list[Chosen]] = []
+    room = 0
+    for one in entries:
+        if not found or room <= 0 or len(found[-1]) == BATCH:
+            found.append([])
+            room = BATCH_BYTES
+        found[-1].append(one)
+        room -= entry.size(one.name)
+    return found
+
+
+@contextlib.contextmanager
+def _hands(config: Config, layout: Layout, vmta: str, lock: int) -> Iterator[Clearance]:
+    """A queue without a process in our own hands, with an accounting log of our own. (A rotation does not wait for us:
+    our rows may get into the file that was just put aside.)"""
+    left = state.load(layout, vmta)
+    page = Page(1)
+    partition = Partition(layout, vmta, os.dup(lock))
+    table = PolicyTable(config, vmta)
+    is_mail_there = False
+
+    def site_of(domain: str) -> str:
+        return left.domains.get(domain, domain)
+
+    def policy(domain: str) -> DomainPolicy:
+        return table.resolve(site_of(domain), domain)
+
+    def on_queued(_domain: str, _name: str) -> None:
+        nonlocal is_mail_there
+        is_mail_there = True
+
+    ledger = Ledger(config, Owner(policy, site_of, on_queued), layout.root, page, page.row(vmta), partition)
+    try:
+        yield Clearance(layout, partition, ledger, site_of, policy, time.time)
+    finally:
+        ledger.close()
+        partition.close()
+        if is_mail_there:  # reports of what was bounced
+            wake(layout, vmta)

@@ -1,0 +1,111 @@
+"""What an operator switches at queues, and the orders that stand for queues which come later.
+
+A switch is applied to the condition of each queue it names. One that names many by a wildcard (`*/news`) also stands
+as an order: it is applied to a queue that gets its first mail afterwards, until its time is over, until its opposite
+is given for the same pattern or a wider one, and not to what its opposite was given for since.
+
+Laws. A switch changes what it names and nothing else. Giving it twice is giving it once. After a switch and its
+opposite for the same pattern no order is left of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+
+from spoolmta import condition
+from spoolmta.condition import FOREVER, Condition, is_over
+from spoolmta.model import DomainPolicy, Struct
+
+PAUSE, RESUME, BACKOFF, NORMAL, DISABLE, ENABLE = "pause", "resume", "backoff", "normal", "disable", "enable"
+_ENDS = {RESUME: PAUSE, NORMAL: BACKOFF, ENABLE: DISABLE}
+"""What ends what."""
+SWITCHES = frozenset((*_ENDS, *_ENDS.values()))
+
+
+class Switch(Struct, frozen=True):
+    """One thing to do to a queue. `until` in Unix seconds, FOREVER (0) for no end; `address` is the source address
+    of `disable` and `enable`."""
+
+    do: str
+    reason: str
+    until: float = FOREVER
+    address: str = ""
+
+
+class Order(Struct):
+    """A switch that stands for every site a pattern matches, except those of some patterns."""
+
+    pattern: str
+    switch: Switch
+    exempt: list[str] = []
+
+
+def apply(state: Condition, policy: DomainPolicy, now: float, switch: Switch) -> bool:
+    """Apply a switch to the condition of one site; True if that changed anything."""
+    before = state.mode, state.mode_until, state.paused, dict(state.disabled)
+    if switch.do == PAUSE:
+        if state.paused is None or state.paused.until != switch.until or state.paused.reason != switch.reason:
+            condition.pause(state, now, switch.reason, switch.until)
+    elif switch.do == RESUME:
+        condition.resume(state, now, switch.reason)
+    elif switch.do == BACKOFF:
+        condition.enter_backoff(state, policy, now, switch.reason, switch.until - now if switch.until else 0.0)
+    elif switch.do == NORMAL:
+        condition.set_normal(state, now, switch.reason)
+    elif switch.do == DISABLE:
+        condition.disable_source(state, now, switch.address, switch.reason, switch.until)
+    elif switch.do == ENABLE:
+        condition.enable_source(state, now, switch.address, switch.reason)
+    return before != (state.mode, state.mode_until, state.paused, state.disabled)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a name fits a pattern, in which `*` is any text."""
+    return _compiled(pattern).fullmatch(name) is not None
+
+
+def is_pattern(text: str) -> bool:
+    return "*" in text
+
+
+def order(orders: list[Order], pattern: str, switch: Switch) -> list[Order]:
+    """The standing orders once a switch has been given for a pattern (or one name)."""
+    kind = _ENDS.get(switch.do, switch.do)
+    begins = kind == switch.do
+    left: list[Order] = []
+    for old in orders:
+        if old.switch.do != kind or old.switch.address != switch.address:
+            left.append(old)
+        elif matches(pattern, old.pattern):
+            continue  # the new one says what holds there now
+        elif begins:
+            exempt = [other for other in old.exempt if not matches(pattern, other)]
+            left.append(Order(old.pattern, old.switch, exempt))
+        else:
+            left.append(Order(old.pattern, old.switch, [*(e for e in old.exempt if e != pattern), pattern]))
+    if begins and is_pattern(pattern):
+        left.append(Order(pattern, switch))
+    return left
+
+
+def standing(orders: Iterable[Order], site: str, now: float) -> list[Switch]:
+    """What stands for a site now, in the order in which it was given."""
+    return [
+        old.switch
+        for old in orders
+        if not is_over(old.switch.until, now)
+        and matches(old.pattern, site)
+        and not any(matches(other, site) for other in old.exempt)
+    ]
+
+
+def in_force(orders: Iterable[Order], now: float) -> list[Order]:
+    """The orders whose time is not over."""
+    return [old for old in orders if not is_over(old.switch.until, now)]
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)

@@ -29,8 +29,8 @@ _FIRST_SLOTS = 16
 
 
 class State(Struct, frozen=True):
-    """`wake` is in Unix seconds, 0 for never. `counts` are those of response rules (`trigger.State`). `orders` stand for
-    sites that come later; `domains` are the sites of domains with mail, where a domain is not one by itself."""
+    """`wake` is in Unix seconds, 0 for never. `counts` are those of response rules (`trigger.State`). `orders` stand
+    for sites that come later; `domains` are the sites of domains with mail, where a domain is not one by itself."""
 
     wake: float
     sites: dict[str, Condition]

@@ -167,8 +167,9 @@ def reckon(mta: CrashMta, world: World, acknowledged: set[str], moment: float) -
         copies = delivered.get(address, [])
         if not copies:
             wrong.append(f"lost: {address}")
-        if address not in rows or address not in settled:
-            wrong.append(f"delivered, and nobody knows: {address}")
+        missing = [name for name, known in (("row", rows), ("journal line", settled)) if address not in known]
+        if missing:
+            wrong.append(f"delivered, and no {' and no '.join(missing)}: {address}")
         if len(copies) > 1 and copies[0].time < moment - HALF_SECOND:
             wrong.append(f"twice, {moment - copies[0].time:.2f} s after it was settled: {address}")
     balance = mta.balance()

@@ -98,7 +98,12 @@ def test_explain_says_which_vmta_and_every_rule_that_was_tried(mta: Mta) -> None
     asks = eml(mta, "x@one.test", vmta="NEWS")
     told = answer(mta, "explain", asks, "--mx", "mx.big.test")
     assert told["vmta"] == "news"
-    assert [reason["rule"] for reason in told["why"]] == ["x-virtual-mta", "source.pickup.allowed-virtual-mta"]
+    assert [reason["rule"] for reason in told["why"]] == [
+        "x-virtual-mta",
+        "source.pickup.allowed-virtual-mta",
+        "x-virtual-mta",
+    ]
+    assert told["why"][-1]["says"] == 'gives "news", priority 50'
     told = answer(mta, "explain", asks, "--source", "narrow")
     assert (told["vmta"], "domains" in told) == ("", False)
     assert 'the source "narrow" does not allow' in told["refused"]
@@ -106,7 +111,7 @@ def test_explain_says_which_vmta_and_every_rule_that_was_tried(mta: Mta) -> None
     assert told["vmta"] == "other"
     assert [reason["rule"] for reason in told["why"]] == [
         "source.deaf.process-x-virtual-mta",
-        "source.deaf.default-virtual-mta",
+        "default-virtual-mta of the source deaf",
     ]
 
 

@@ -19,7 +19,7 @@ demo: install ## Run the main job: drop 300 messages, deliver them through three
 	$(BIN)/spoolmta demo
 
 test: install ## All tests that need nothing but Python
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not torture and not interop'
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m 'not torture and not interop'
 
 check: install ## Lint and types
 	$(BIN)/ruff check .

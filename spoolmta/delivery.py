@@ -204,9 +204,11 @@ class Delivery:
     def _save_state(self) -> None:
         """What outlives the process: when it wants to be woken, the sites' conditions, the counts of the rules, the
         orders that stand."""
-        conditions = self._scheduler.known.conditions(self._now())
+        now = self._now()
+        conditions = self._scheduler.known.conditions(now)
         board, counts = self._switchboard, self._carrier.responses.export()
-        left = state.State(self._scheduler.next_due(), conditions, counts, board.orders, board.domains())
+        wake = max(now, self._scheduler.next_due())  # mail that came while we were leaving is due at once, not never
+        left = state.State(wake, conditions, counts, board.orders, board.domains())
         state.save(self._layout, self._vmta.name, left)
 
     def _tell_news(self) -> None:

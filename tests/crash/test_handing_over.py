@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolmta import state, trigger
+from spoolmta import state
 from spoolmta.condition import FOREVER, Condition, Hold
 from spoolmta.spool.layout import prepare
 from tests.support.crash import CrashMta, by_recipient, contradictions
@@ -44,9 +44,7 @@ def test_a_kill_while_mail_is_handed_over_loses_nothing_and_doubles_nothing(
         state.save(
             prepare(str(mta.spool)),
             "one",
-            math.inf,
-            {"a.test": Condition(paused=Hold(FOREVER, "test"))},
-            trigger.State(),
+            state.State(math.inf, {"a.test": Condition(paused=Hold(FOREVER, "test"))}),
         )
         expected = {}
         for number in range(30):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spoolmta import condition, state, trigger
+from spoolmta import condition, state
 from spoolmta.condition import BACKOFF, FOREVER, Condition, Hold
 from spoolmta.dealing import Absence, absence
 from spoolmta.spool.layout import prepare
@@ -34,7 +34,7 @@ ADDRESSES = {"127.0.0.45": "a", "127.0.0.46": "b"}
 def system(path: Path, conditions: dict[str, Condition], sleep_after: str = "1m") -> Iterator[tuple[World, Mta]]:
     """A running system whose member "a" knows of these conditions."""
     with World(path) as world, world.mta(CONFIG, start=False, sleep_after=sleep_after) as mta:
-        state.save(prepare(str(mta.spool)), "a", math.inf, conditions, trigger.State())
+        state.save(prepare(str(mta.spool)), "a", state.State(math.inf, conditions))
         yield world, mta
 
 

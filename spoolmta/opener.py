@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -200,12 +199,12 @@ class Opener:
         except WireError as error:
             return NotOpened(error.failure, ends)
         name = source.host_name or self._vmta.host_name or self._host_name
-        result = await _run(connection, starttls.open_session(name, goal.demand))
+        result = await connection.converse(starttls.open_session(name, goal.demand))
         ends = _ends(host, address, used, connection.channel)
         if isinstance(result, Capabilities):
             self._keep_session(goal, connection)
             if policy.auth_username and policy.smtp_hosts:
-                result = await _run(connection, _login(result, policy, connection.is_encrypted))
+                result = await connection.converse(_login(result, policy, connection.is_encrypted))
         if not isinstance(result, Refused):
             return Opened(connection, ends, agree(result, policy))
         connection.quit()
@@ -275,17 +274,6 @@ class Opener:
 def _families(sources: tuple[str, ...]) -> frozenset[int]:
     """The IP versions of the sources; without any, whatever the system has."""
     return frozenset(6 if ":" in source else 4 for source in sources) or frozenset((4, 6))
-
-
-async def _run(connection: Connection, dialogue: Dialogue) -> Any:
-    """A dialogue's result, or the Refused it raised."""
-    finished: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    connection.run(dialogue, finished.set_result)
-    try:
-        return await finished
-    except asyncio.CancelledError:
-        connection.abort()
-        raise
 
 
 def _login(offered: Capabilities, policy: DomainPolicy, is_encrypted: bool) -> Dialogue:

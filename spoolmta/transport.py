@@ -99,6 +99,16 @@ class Connection(asyncio.Protocol):
             early, self._early = self._early, b""
             self.data_received(early)
 
+    async def converse(self, dialogue: Generator[Step, list[Reply], Any]) -> Any:
+        """A dialogue's result, or the Refused it raised; a caller that is cancelled drops the connection."""
+        finished: asyncio.Future[Any] = self._loop.create_future()
+        self.run(dialogue, lambda result: _resolve(finished, result))
+        try:
+            return await finished
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
     def quit(self) -> None:
         """Say QUIT and leave when the server has answered, or after a while (RFC 5321 section 4.1.1.10)."""
         self._on_lost = None
@@ -396,9 +406,11 @@ async def _connect(loop: asyncio.AbstractEventLoop, sock: socket.socket, where: 
         raise OSError(code, os.strerror(code))
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
+def _resolve(future: asyncio.Future[Any], result: object = None) -> None:
+    """Cancelling a task ends its future at once, and the task hears of it a turn later: what arrives between the two
+    finds the future done."""
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
 
 
 def _connect_failure(error: OSError, where: str) -> Failure:

@@ -66,9 +66,8 @@ class Scene:
         return await connect(loop, self.connection, "127.0.0.1", self.port, source, 5.0)
 
     async def run(self, dialogue: Any) -> Any:
-        finished = asyncio.get_running_loop().create_future()
-        self.connection.run(dialogue, finished.set_result)
-        return await asyncio.wait_for(finished, 10)
+        async with asyncio.timeout(10):
+            return await self.connection.converse(dialogue)
 
     async def greet(self) -> Any:
         await self.connect()
@@ -383,5 +382,25 @@ def test_a_closed_port_refuses(play: Play) -> None:
                 with pytest.raises(WireError) as trouble:
                     await scene.connect()
             assert trouble.value.failure.kind is FailureKind.REFUSED
+
+    play(story())
+
+
+def test_an_answer_that_arrives_while_its_asker_is_being_cancelled_harms_nobody(play: Play) -> None:
+    """A process that is told to stop cancels the sessions it is opening; seen once in a hundred runs of seven kills."""
+
+    async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        assert await reader.read(1) == b""
+
+    async def story() -> None:
+        async with Scene(serve) as scene:
+            await scene.connect()
+            asking = asyncio.create_task(scene.connection.converse(greet("me.test")))
+            await asyncio.sleep(0)
+            asking.cancel()
+            scene.connection.data_received(b"554 not today\r\n")
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            await asyncio.wait_for(scene.done.wait(), 5)
 
     play(story())

@@ -9,14 +9,14 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from spoolmta.config import plans, rates, responses, values
+from spoolmta.config import places, plans, rates, responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
 """A path, relative to the file it stands in: the reader resolves it."""
 
 GLOBAL: dict[str, Kind] = {
-    "host-name": values.HOST_NAME,
+    "host-name": places.HOST_NAME,
     "user": values.USER,
     "custom-dsn-from-header": values.AUTHOR,
     "sleep-after": duration("1m", is_zero_allowed=True),
@@ -30,10 +30,10 @@ SPOOL: dict[str, Kind] = {
 }
 PICKUP: dict[str, Kind] = {"copy": choice("auto", "always", "never")}
 DNS: dict[str, Kind] = {
-    "nameservers": values.NAMESERVERS,
+    "nameservers": places.NAMESERVERS,
     "allow-loopback-mx": values.FLAG,
     "dnssec-trusted": values.FLAG,
-    "mta-sts-port": values.PORT,
+    "mta-sts-port": places.PORT,
 }
 SOURCE: dict[str, Kind] = {
     "default-virtual-mta": values.TEXT,
@@ -55,8 +55,8 @@ SELECT: dict[str, Kind] = {
     "recipient-priority": number(50, 0, 100),
 }
 VMTA: dict[str, Kind] = {
-    "smtp-source-host": values.SOURCE_HOSTS,
-    "host-name": values.HOST_NAME,
+    "smtp-source-host": places.SOURCE_HOSTS,
+    "host-name": places.HOST_NAME,
     "max-smtp-out": number(200),
     "max-smtp-msg-rate": rates.RATE,
     "max-smtp-data-volume-rate": rates.DATA_RATE,
@@ -66,8 +66,8 @@ VMTA: dict[str, Kind] = {
 }
 POOL: dict[str, Kind] = {"virtual-mta": values.WEIGHTS}
 DOMAIN: dict[str, Kind] = {
-    "smtp-hosts": values.HOSTS,
-    "default-smtp-port": values.PORT,
+    "smtp-hosts": places.HOSTS,
+    "default-smtp-port": places.PORT,
     "disable-mx-rollup": values.FLAG,
     "queue-priority": number(50, 0, 100),
     "allow-priority-interruption": values.FLAG,
@@ -134,7 +134,7 @@ DOMAIN: dict[str, Kind] = {
     "use-dane": values.FLAG,
     "use-mta-sts": values.FLAG,
 }
-PROVIDER: dict[str, Kind] = {"mx": values.MX_PATTERNS, **DOMAIN}
+PROVIDER: dict[str, Kind] = {"mx": places.MX_PATTERNS, **DOMAIN}
 """`mx` stands only where the provider is named first, in the global tables."""
 RESPONSE: dict[str, Kind] = {
     "name": values.TEXT,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, plans, responses, tls, values
+from spoolmta.config import files, keys, places, plans, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
@@ -260,7 +260,7 @@ class _Reader:
             if unquoted and len(unquoted) == len(table):
                 continue
             try:
-                pattern = values.read_pattern(written)
+                pattern = places.read_pattern(written)
             except values.BadValue as error:
                 self._complain(here, str(error))
                 pattern = written

@@ -21,22 +21,23 @@ PROCESSES = """process state arrivals lane reporter reminder ledger clearance sw
     pickup delivery supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
 FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.explain cli __main__".split()
+FOLDERS = ("model", "config")
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 
 
 def modules() -> list[str]:
-    """Every module with code in it, by its name without the package's; `config` is one module in many files."""
+    """Every module with code in it, by its name without the package's; a folder of FOLDERS is one in many files."""
     names = set()
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
-        names.add("config" if name.startswith("config") else name)
+        names.add(next((folder for folder in FOLDERS if f"{name}.".startswith(f"{folder}.")), name))
     return sorted(names - {"", "smtp", "spool"})
 
 
 def files(module: str) -> list[Path]:
-    if module == "config":
-        return sorted((PACKAGE / "config").glob("*.py"))
+    if module in FOLDERS:
+        return sorted((PACKAGE / module).glob("*.py"))
     return [PACKAGE / f"{module.replace('.', '/')}.py"]
 
 
@@ -72,10 +73,7 @@ def own_imports(path: Path) -> set[str]:
         rest = name.removeprefix("spoolmta.")
         if rest == "__version__":
             continue
-        if rest.startswith("config"):
-            found.add("config")
-        else:
-            found.add(next((module for module in ORDER if f"{rest}.".startswith(f"{module}.")), rest))
+        found.add(next((module for module in ORDER if f"{rest}.".startswith(f"{module}.")), rest))
     return found
 
 

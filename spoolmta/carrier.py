@@ -117,7 +117,7 @@ class Carrier:
         assert loaded is not None
         reusable, answers = lane.take(result)
         self._note(lane, loaded, answers)
-        reusable = reusable and not lane.is_skipped
+        reusable = reusable and not lane.is_skipped and not lane.is_over
         if lane.unsent and reusable and not self._process.is_leaving():
             self._process.request_turn()
             self._loop.call_soon(self._send, lane)  # a result may come at once, and a message may have thousands

@@ -28,7 +28,7 @@ def narrow(site: Site, number: int, newest: int, now: float, chance: Callable[[]
     before = site.condition.window or float(len(site.sessions) + 1)
     site.condition.window = max(1.0, float(established), before / 2)
     site.cohort = newest + 1
-    site.calm_until = now + CALM * (1 + 0.2 * chance())
+    site.calm, site.calm_until = "it refused one more connection just now", now + CALM * (1 + 0.2 * chance())
     return True
 
 
@@ -46,7 +46,7 @@ def room(site: Site, now: float, is_saturated: bool) -> tuple[int, str]:
     sessions = len(site.sessions)
     state = site.condition
     if site.calm_until > now:
-        return 0, "it refused one more connection just now"
+        return 0, site.calm
     limit, held = site.limits.force.max_smtp_out, "max-smtp-out"
     if site.limits.force.max_smtp_out < site.policy.max_smtp_out and state.mode != "normal":
         held = "backoff-max-smtp-out"

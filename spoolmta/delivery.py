@@ -21,6 +21,7 @@ from typing import Any
 from spoolmta import process, reaction, record, state, verdict
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
+from spoolmta.commons import Commons
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.lane import Lane
@@ -62,7 +63,8 @@ class Delivery:
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta, lock)
         self._rates = state.Rates(layout.rates(vmta), time.time())
-        self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells)
+        self._commons = Commons(config, vmta, layout, self._chance.random)
+        self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells, self._commons)
         self._standing = Standing(config, layout, self._scheduler, self._partition)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
@@ -97,7 +99,8 @@ class Delivery:
         self._config = config
         self._table = PolicyTable(config, self._vmta.name)
         self._resolve = functools.lru_cache(maxsize=100_000)(self._table.resolve)
-        self._opener = Opener(self._vmta, config, self._chance, self._layout, self._carrier.on_trouble)
+        trouble, places = self._carrier.on_trouble, self._commons.place
+        self._opener = Opener(self._vmta, config, self._chance, self._layout, trouble, places)
         self._carrier.opener = self._opener
         self._carrier.set_responses(Responses(config, self._vmta.name))
 
@@ -152,6 +155,9 @@ class Delivery:
                 self._partition.tend_journal()
                 self._request_turn()
             self._ledger.remind(now)
+            self._commons.rest()
+            if self._scheduler.yield_to_others():
+                self._request_turn()
             if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
                 self.leave(False)
                 return
@@ -199,6 +205,7 @@ class Delivery:
         self._save_state()
         self._rates.close()
         self._standing.close()
+        self._commons.close()
         self._partition.close()
 
     def _save_state(self) -> None:
@@ -225,6 +232,7 @@ class Delivery:
         self._configure(config)
         self._standing.reconfigure(config)
         self._ledger.reconfigure(config)
+        self._commons.reconfigure(config)
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._request_turn()
@@ -383,6 +391,9 @@ class Delivery:
         if isinstance(result, Opened):
             lane.open(result, policy)
             self._scheduler.opened(lane.number, now, result.ends.source)
+        elif result.is_held:
+            self._lanes.pop(lane.number, None)
+            self._scheduler.put_off(lane.number, now, result.failure.text)
         else:
             self._lanes.pop(lane.number, None)
             reason = str(result.failure)

@@ -120,6 +120,15 @@ class KeyLocks:
             return False
         return True
 
+    @contextlib.contextmanager
+    def held(self, key: int) -> Iterator[None]:
+        """Wait for a lock, and hold it for a few instructions."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX, 1, key)
+        try:
+            yield
+        finally:
+            self.unlock(key)
+
     def unlock(self, key: int) -> None:
         fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, key)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from spoolmta.commons import Place
 from spoolmta.model import Answer, DomainPolicy, Recipient, Stage
 from spoolmta.opener import Ends, Opened
+from spoolmta.sharing import FAIR_SHARE
 from spoolmta.smtp.allowance import Allowance, settle
 from spoolmta.smtp.client import Capabilities, Result
 from spoolmta.spool.partition import Loaded
@@ -16,7 +18,8 @@ class Lane:
     """One session. Of the recipients of its message `sent` are those of the transaction under way (or of the last
     one), `unsent` those whose turn comes, and `done` those that need not be tried again; `tried` is how many of them
     were to be tried at all, where a rate lets only a part go (`is_part`). `answered`, `delivered`: anybody. `pause`:
-    seconds for which the server asked us to wait. `is_skipped`: a rule says that another host is to take it."""
+    seconds for which the server asked us to wait. `is_skipped`: a rule says that another host is to take it. `carried`
+    counts its messages."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -36,6 +39,8 @@ class Lane:
         self.size = 0
         self.allowance = Allowance()
         self.refusal: Answer | None = None
+        self.place: Place | None = None
+        self.carried = 0
 
     def __repr__(self) -> str:
         return f"Lane({self.number}, {self.domain}/{self.name}, {self.ends}, {self.connection!r})"
@@ -47,14 +52,20 @@ class Lane:
     def open(self, opened: Opened, policy: DomainPolicy) -> None:
         self.connection, self.ends, self.capabilities = opened.connection, opened.ends, opened.capabilities
         self.allowance = Allowance(opened.capabilities, policy.max_errors_per_connection)
-        self.refusal = opened.refusal
+        self.refusal, self.place = opened.refusal, opened.place
 
     def take_on(self, domain: str, name: str, loaded: Loaded, most: int) -> None:
         """Begin with a message, and `most` of its recipients (0: all)."""
+        self.carried += 1
         self.domain, self.name, self.loaded = domain, name, loaded
         self.unsent, self.done = loaded.recipients[: most or None], []
         self.answered = self.delivered = self.is_skipped = False
         self.is_part, self.tried, self.pause = 0 < most < len(loaded.recipients), len(self.unsent), 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has carried a fair number of messages, and others want its place at the host."""
+        return self.carried >= FAIR_SHARE and self.place is not None and self.place.is_wanted()
 
     def choose(self, limit: int) -> None:
         """Who goes into the next transaction: as many as the policy, the host and what it took before allow."""

@@ -10,25 +10,28 @@ import math
 
 from spoolmta import entry
 from spoolmta.limits import BYTES, RECIPIENTS, Limits
+from spoolmta.sharing import ALONE, Partners
 from spoolmta.site import Group, Queue, Session, Site
 
 
 class Meter:
-    """`whole` are the limits of the VMTA."""
+    """`whole` are the limits of the VMTA, `partners` those that it shares with others."""
 
-    def __init__(self, whole: Limits) -> None:
+    def __init__(self, whole: Limits, partners: Partners = ALONE) -> None:
         self.whole = whole
+        self._partners = partners
 
     def __repr__(self) -> str:
         return f"Meter({self.whole})"
 
     def is_free(self, site: Site) -> bool:
         """Whether no rate holds at a site at all: most of the time, and the road of every message."""
-        return site.limits.is_unlimited and self.whole.is_unlimited
+        return site.limits.is_unlimited and self.whole.is_unlimited and not self._partners.has_rates
 
     def at_once(self, site: Site, count: int) -> int:
         """How many of so many recipients may ever go at once: a message to more than a rate allows goes in parts."""
-        return math.floor(min(site.limits.most(RECIPIENTS), self.whole.most(RECIPIENTS), count))
+        most = min(site.limits.most(RECIPIENTS), self.whole.most(RECIPIENTS), count)
+        return math.floor(min(most, self._partners.most()) if self._partners.has_rates else most)
 
     def pause(self, site: Site, count: int, name: str, now: float) -> tuple[float, str]:
         """Seconds for which a rate of the site or of the VMTA keeps a message back, and which one."""
@@ -59,6 +62,15 @@ class Meter:
             pauses.append(pause)
         return None, max(pauses)
 
+    def take_shared(self, session: Session, count: int, name: str) -> tuple[float, str]:
+        """Count the message in the rates that are shared; (0, "") if it may go, else the session is idle again."""
+        if not self._partners.has_rates:
+            return 0.0, ""
+        pause, held = self._partners.take(count, entry.size(name))
+        if pause:
+            session.group.idle.append(session)
+        return pause, held
+
     def charge(self, session: Session, queue: Queue, count: int, name: str, now: float) -> None:
         """The message goes out on the session."""
         session.sent += 1
@@ -68,10 +80,10 @@ class Meter:
             queue.own_limiter.take(now, count)
         if self.is_free(session.group.site):
             return
+        session.taken, session.size = now, entry.size(name)
         for limits in (session.group.site.limits, self.whole):
             if not limits.is_unlimited:
                 limits.take(RECIPIENTS, now, count, session.sources)
-                session.taken, session.size = now, entry.size(name)
                 limits.take(BYTES, now, session.size, session.sources)
 
     def let_go(self, session: Session, now: float, delivered: bool) -> Queue | None:
@@ -82,5 +94,7 @@ class Meter:
         if session.size and not delivered:
             for limits in (session.group.site.limits, self.whole):
                 limits.give_back(BYTES, session.taken, now, session.size, session.sources)
+            if self._partners.has_rates:
+                self._partners.give_back(session.size, now - session.taken)
         session.size = 0
         return queue

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from spoolmta import verdict
+from spoolmta.commons import Place
 from spoolmta.here import here
 from spoolmta.model import (
     Answer,
@@ -63,15 +64,18 @@ class Opened(Struct, frozen=True):
     ends: Ends
     capabilities: Capabilities
     refusal: Answer | None = None
+    place: Place | None = None
 
 
 class NotOpened(Struct, frozen=True):
-    """No host let us in: the last thing that was said or went wrong, and where."""
+    """No host let us in: the last thing that was said or went wrong, and where. `is_held`: a limit that is shared with
+    others kept us from asking one of them."""
 
     failure: Reply | Failure
     ends: Ends
     stage: Stage = Stage.CONNECT
     was_resuming: bool = False
+    is_held: bool = False
 
     @property
     def answer(self) -> Answer:
@@ -97,6 +101,14 @@ def _ignore(_domain: str, _answer: Answer, _ends: Ends) -> None:
     pass
 
 
+Places = Callable[[str, str, str], Place | str]
+"""A place for one more connection to (host, address) from a source, or the directive that forbids it."""
+
+
+def _everywhere(_host: str, _address: str, _source: str) -> Place | str:
+    return Place([])
+
+
 class _Goal(Struct, frozen=True):
     """One address of one host, and what a session there must have."""
 
@@ -114,9 +126,16 @@ class Opener:
     """Opens sessions for one VMTA."""
 
     def __init__(
-        self, vmta: Vmta, config: Config, chance: random.Random, layout: Layout, on_trouble: Trouble = _ignore
+        self,
+        vmta: Vmta,
+        config: Config,
+        chance: random.Random,
+        layout: Layout,
+        on_trouble: Trouble = _ignore,
+        places: Places = _everywhere,
     ) -> None:
         self._vmta = vmta
+        self._places = places
         self._host_name = config.host_name
         trusted = config.dnssec_trusted
         self.resolver = Resolver(config.nameservers, chance, here=here(config), is_trusted=trusted)
@@ -147,6 +166,7 @@ class Opener:
 
     async def _open(self, rules: Rules, sources: tuple[str, ...], on_lost: Callable[[], None]) -> Opened | NotOpened:
         result = NotOpened(Failure(FailureKind.NO_HOST, f"no usable host for {rules.domain}"), Ends())
+        held: NotOpened | None = None
         tries = 0
         policy = rules.policy
         for host in self._in_order(rules.route.hosts):
@@ -164,14 +184,35 @@ class Opener:
             for address in addresses:
                 tries += 1
                 if tries > policy.mx_connection_attempts:
-                    return result
-                goal = _Goal(host, address, self._source(sources, address), rules, demand)
-                attempt = await self._try(goal, on_lost)
+                    return held or result
+                attempt = await self._try_in_place(
+                    _Goal(host, address, self._source(sources, address), rules, demand), on_lost
+                )
                 if isinstance(attempt, Opened):
                     return attempt
+                if attempt.is_held:
+                    held = attempt
+                    continue
                 result = attempt
                 self._on_trouble(rules.domain, attempt.answer, attempt.ends)
-        return result
+        return held or result
+
+    async def _try_in_place(self, goal: _Goal, on_lost: Callable[[], None]) -> Opened | NotOpened:
+        """One address of a host, if those who share its limits leave us a place, which is ours until the socket is
+        closed."""
+        place = self._places(goal.host.name, goal.address, goal.source.address)
+        if isinstance(place, str):
+            ends = Ends(goal.host.name, goal.address, goal.source.address)
+            return NotOpened(Failure(FailureKind.LOCAL, place), ends, is_held=True)
+        attempt: Opened | NotOpened | None = None
+        try:
+            attempt = await self._try(goal, on_lost)
+        finally:
+            if isinstance(attempt, Opened):
+                attempt.connection.when_gone(place.leave)
+            else:
+                place.leave()
+        return msgspec.structs.replace(attempt, place=place) if isinstance(attempt, Opened) else attempt
 
     async def _try(self, goal: _Goal, on_lost: Callable[[], None]) -> Opened | NotOpened:
         """One address of a host: with TLS as demanded, where TLS fails and nobody demands it once more without."""

@@ -26,12 +26,14 @@ from collections import deque
 from collections.abc import Callable
 
 from spoolmta import concurrency, condition, entry
-from spoolmta.action import Action, Assign, Close, Expire, Locate, Reject, VmtaLimits
+from spoolmta.action import Action, Close, Expire, Locate, Reject, VmtaLimits
 from spoolmta.agenda import Agenda
+from spoolmta.assignment import Assignment
 from spoolmta.limits import CellsFor, Limits
 from spoolmta.metering import Meter
 from spoolmta.model import DomainPolicy, Failure
 from spoolmta.sessions import Sessions
+from spoolmta.sharing import AGAIN, ALONE, Partners
 from spoolmta.site import Group, Queue, Site
 from spoolmta.sites import Chance, Sites
 from spoolmta.sources import Sources
@@ -56,6 +58,7 @@ class Scheduler:
         vmta: VmtaLimits = VmtaLimits(),  # noqa: B008  (a frozen value)
         chance: Chance = lambda: 0.0,
         cells_for: CellsFor = lambda _: None,
+        partners: Partners = ALONE,
     ) -> None:
         self.queues: dict[str, Queue] = {}
         self._chance = chance
@@ -63,10 +66,11 @@ class Scheduler:
         self._agenda: Agenda[Queue | Site] = Agenda()
         self._decided: list[Action] = []
         self._doomed: deque[Reject] = deque()
-        self._meter = Meter(Limits("*", vmta.policy, vmta.policy, cells_for, 0.0))
+        self._meter = Meter(Limits("*", vmta.policy, vmta.policy, cells_for, 0.0), partners)
         self.sources = Sources(vmta.sources)
         self.known = Sites(self._agenda, self.sources, chance, cells_for)
-        self._sessions = Sessions(vmta, self._agenda, self.sources)
+        self._sessions = Sessions(vmta, self._agenda, self.sources, partners)
+        self._assignment = Assignment(self._agenda, self._meter)
         self.size = 0
 
     def __repr__(self) -> str:
@@ -122,7 +126,7 @@ class Scheduler:
         queue.locating, queue.group, queue.failure = False, group, None
         queue.set_policy(policies(site_key, domain), site.policy, self._cells_for(f"{site_key} {domain}"), now)
         group.queues.add(queue)
-        self._list(queue)
+        queue.list_ready()
         self._agenda.mark(site)
 
     def unlocated(self, domain: str, now: float, until: float, reason: str, bounce_after: float) -> None:
@@ -175,6 +179,14 @@ class Scheduler:
             return concurrency.narrow(site, number, self._sessions.newest, now, self._chance)
         return self.known.block(site, now, reason, None, asked)
 
+    def put_off(self, number: int, now: float, held: str) -> None:
+        """No session could be opened, because of a limit of its hosts that is shared with others."""
+        session = self._sessions.all.get(number)
+        if session is not None:
+            self._sessions.forget(session)
+            site = session.group.site
+            site.calm, site.calm_until = held, now + AGAIN * (0.5 + self._chance())
+
     def finished(
         self, number: int, now: float, *, answered: bool, reusable: bool, delivered: bool = False, reason: str = ""
     ) -> bool:
@@ -191,7 +203,7 @@ class Scheduler:
         if not reusable:
             self._sessions.forget(session)
             return session.answered == 0 and self.known.block(site, now, reason, None)
-        if self._sessions.is_spent(session):
+        if self._sessions.is_spent(session, now):
             self._sessions.forget(session)
             self._decided.append(Close(number))
         else:
@@ -216,6 +228,10 @@ class Scheduler:
             if session in session.group.idle:
                 session.group.idle.remove(session)
             self._sessions.forget(session)
+
+    def yield_to_others(self) -> bool:
+        """Now and then: let those who share limits with this VMTA have what it does not use. Whether there is any."""
+        return self._sessions.yield_to_others()
 
     def drain(self) -> None:
         """Assign and open nothing more; idle sessions are closed."""
@@ -278,7 +294,7 @@ class Scheduler:
         self.size -= len(taken)
         if failure is not None:
             self._doomed.extend(Reject(domain, name, failure) for name in taken)
-        self._list(queue)
+        queue.list_ready()
         self._agenda.mark(queue)
         return taken
 
@@ -306,7 +322,7 @@ class Scheduler:
         for _ in range(min(BATCH, len(self._doomed))):
             actions.append(self._doomed.popleft())
         self._agenda.ring(now)
-        while self._agenda or (self._sessions.starved and self._sessions.free() > 0):
+        while self._agenda or (self._sessions.starved and self._sessions.free(now) > 0):
             if not self._agenda:
                 site = max(self._sessions.starved, key=lambda site: site.policy.queue_priority)
                 del self._sessions.starved[site]
@@ -318,12 +334,14 @@ class Scheduler:
             else:
                 self._serve_site(item, now, actions)
         wake = now + SOON if self._doomed else self._agenda.next_time()
+        if self._sessions.starved and self._sessions.refused_until > now:
+            wake = min(wake, self._sessions.refused_until)
         return actions, max(wake, now + SOON)
 
     def _serve_queue(self, queue: Queue, now: float, actions: list[Action]) -> None:
         while queue.waiting and queue.waiting[0][0] <= now:
             name = heapq.heappop(queue.waiting)[1]
-            if queue.group is not None and self._is_too_old(queue, name, now):
+            if queue.group is not None and queue.is_too_old(name, now):
                 self.size -= 1
                 actions.append(Expire(queue.domain, name, queue.group.site.condition.reason))
             else:
@@ -333,7 +351,7 @@ class Scheduler:
         if queue.group is not None:
             if queue.held_until and queue.held_until <= now:
                 queue.held_until = 0.0
-                self._list(queue)
+                queue.list_ready()
             self._agenda.mark(queue.group.site)
         elif not queue.has_ready:
             if not queue.waiting and not queue.locating:
@@ -370,65 +388,17 @@ class Scheduler:
             self._retire(site, now)
 
     def _assign(self, site: Site, now: float, actions: list[Action]) -> list[Group]:
-        """Give ready mail to idle sessions; the groups that could use more sessions (none if a rate holds the site)."""
-        groups = [group for group in site.groups.values() if group.backlog]
-        wanting: list[Group] = []
-        turn = 0
-        while groups:
-            turn %= len(groups)
-            group = groups[turn]
-            found = group.backlog.peek()
-            if found is None:
-                del groups[turn]
-                continue
-            queue, name = found[0].queue, found[1]
-            if ":" in name and self._is_too_old(queue, name, now):
-                self._take(group)
-                actions.append(Expire(queue.domain, name, site.condition.reason))
-                continue
-            count = most = entry.recipients(name)
-            if not self._meter.is_free(site):
-                most = self._meter.at_once(site, count)
-                pause, held = self._meter.pause(site, most, name, now)
-                if pause > 0:
-                    site.hold = held
-                    self._agenda.arm(now + pause, site)
-                    return []
-            if queue.is_limited and self._hold(queue, most, now):
-                continue
-            session, pause = self._meter.idle_session(group, most, name, now)
-            if session is None:
-                if pause:
-                    self._agenda.arm(now + pause, site)
-                wanting.append(group)
-                del groups[turn]
-                continue
-            self._take(group)
-            self._meter.charge(session, queue, most, name, now)
-            actions.append(Assign(session.number, queue.domain, name, most if most < count else 0))
-            turn += 1
+        before = len(actions)
+        wanting = self._assignment.assign(site, now, actions)
+        self.size -= len(actions) - before
         return wanting
-
-    def _hold(self, queue: Queue, count: int, now: float) -> bool:
-        """Whether a domain's own limits keep its mail back, which then lets that of the other domains pass."""
-        until = queue.may_go_at(now, count)
-        if until <= now:
-            return False
-        queue.hold(until)
-        if until < math.inf:
-            self._agenda.arm(until, queue)
-        return True
 
     def _release(self, queue: Queue | None) -> None:
         """One of a domain's messages is done: another may go."""
         if queue is not None and queue.held_until == math.inf:
             queue.held_until = 0.0
-            self._list(queue)
+            queue.list_ready()
             self._agenda.mark(queue)
-
-    def _is_too_old(self, queue: Queue, name: str, now: float) -> bool:
-        """Whether an entry that has been tried has waited for bounce-after; one that was not gets its try."""
-        return entry.is_older(name, now - queue.bounce_after) and entry.state(name)[0] > 0
 
     def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
         """Give up what has waited too long behind a failure or a pause, tried or not."""
@@ -441,18 +411,6 @@ class Scheduler:
             self._agenda.arm(again, site)
 
     # Bookkeeping
-
-    def _take(self, group: Group) -> None:
-        group.backlog.take()
-        self.size -= 1
-
-    def _list(self, queue: Queue) -> None:
-        """Its ready mail takes part in its group, unless the domain's own limits hold it."""
-        if queue.group is None or queue.held_until:
-            return
-        for line in queue.lines.values():
-            if line.names:
-                queue.group.backlog.push(line)
 
     def _make_ready(self, queue: Queue, name: str, now: float) -> None:
         line = queue.line_of(name)
@@ -474,7 +432,7 @@ class Scheduler:
         """The site's condition or policy has changed, or its time has come."""
         self.known.refresh(site, now)
         for group in site.groups.values():
-            for session in [session for session in group.idle if self._sessions.is_spent(session)]:
+            for session in [session for session in group.idle if self._sessions.is_spent(session, now)]:
                 group.idle.remove(session)
                 self._sessions.forget(session)
                 self._decided.append(Close(session.number))

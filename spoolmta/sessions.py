@@ -8,19 +8,21 @@ from spoolmta import concurrency
 from spoolmta.action import Action, Close, Open, VmtaLimits
 from spoolmta.agenda import Agenda
 from spoolmta.limits import CONNECTIONS, RECIPIENTS
+from spoolmta.sharing import FAIR_SHARE, Partners
 from spoolmta.site import Group, Queue, Session, Site
 from spoolmta.sources import Sources
-
-FAIR_SHARE = 100
-"""Messages a session may carry while others wait for its place."""
 
 
 class Sessions:
     """`all` are the open and the opening ones, by number. `starved` are the sites that wait for a free one of the
-    VMTA. `is_saturated`: our own processor is what holds us up. `draining`: none is opened any more."""
+    VMTA, or of those with whom it shares them (`partners`). `is_saturated`: our own processor is what holds us up.
+    `draining`: none is opened any more. Nobody asks the partners again before `refused_until`."""
 
-    def __init__(self, vmta: VmtaLimits, agenda: Agenda[Queue | Site], sources: Sources) -> None:
+    def __init__(self, vmta: VmtaLimits, agenda: Agenda[Queue | Site], sources: Sources, partners: Partners) -> None:
         self.vmta = vmta
+        self.partners = partners
+        self.refused_until = 0.0
+        self._refused = ""
         self.all: dict[int, Session] = {}
         self.starved: dict[Site, None] = {}
         self.draining = False
@@ -40,7 +42,7 @@ class Sessions:
         if site.calm_until > now:
             self._agenda.arm(site.calm_until, site)
         allowed = site.limits.allowance(RECIPIENTS, now) - site.opening
-        free = most if most or self.starved else self.free()
+        free = most if most or self.starved else self.free(now)
         for group in sorted(wanting, key=lambda group: len(group.sessions)):
             wanted = int(min(room, allowed, group.demand(room + group.opening) - group.opening))
             for _ in range(wanted):
@@ -48,7 +50,7 @@ class Sessions:
                     self._starve(site)
                     return True
                 if not self._begin(site, group, now, actions):
-                    return False
+                    return self.refused_until > now
                 room, allowed, free = room - 1, allowed - 1, free - 1
         return False
 
@@ -68,6 +70,8 @@ class Sessions:
             if again < math.inf:
                 self._agenda.arm(again, site)
             return False
+        if self._is_refused(site, now):
+            return False
         self.newest += 1
         session = self.all[self.newest] = Session(self.newest, group, sources)
         for source in sources:
@@ -82,20 +86,40 @@ class Sessions:
         actions.append(Open(session.number, site.key, found[0].queue.domain, sources))
         return True
 
+    def _is_refused(self, site: Site, now: float) -> bool:
+        """Whether those with whom the VMTA shares its connections have all there are; else one more is counted."""
+        pause, self._refused = self.partners.open()
+        if pause:
+            self.refused_until = now + pause
+            self._starve(site)
+        return pause > 0
+
     def _starve(self, site: Site) -> None:
-        site.hold = "max-smtp-out of the VMTA"
+        site.hold = self._refused or "max-smtp-out of the VMTA"
         self.starved.setdefault(site)
         for other in self._idle_sites:  # their idle sessions are closed to make room
             self._agenda.mark(other)
 
-    def free(self) -> float:
-        """Sessions the VMTA may still open."""
+    def free(self, now: float) -> float:
+        """Sessions the VMTA may still open, as far as it knows."""
         limit = self.vmta.max_smtp_out
-        return limit - len(self.all) if limit else math.inf
+        free = limit - len(self.all) if limit else math.inf
+        return min(free, 0.0) if self.refused_until > now else free
+
+    def yield_to_others(self) -> bool:
+        """What is idle is closed, if others want what this VMTA has beyond its part; whether there is any."""
+        if not self._idle_sites or not self._is_wanted():
+            return False
+        for site in self._idle_sites:
+            self._agenda.mark(site)
+        return True
+
+    def _is_wanted(self) -> bool:
+        return self.partners.has_connections and self.partners.is_wanted()
 
     def close_idle(self, site: Site, now: float, actions: list[Action]) -> None:
         """Close what has been idle for connection-idle-timeout; at once when others wait for its place."""
-        make_room = self.draining or (self.starved and site not in self.starved)
+        make_room = self.draining or (self.starved and site not in self.starved) or self._is_wanted()
         timeout = 0.0 if make_room or site.is_crowded else site.limits.force.connection_idle_timeout
         again = math.inf
         for group in site.groups.values():
@@ -111,18 +135,18 @@ class Sessions:
         else:
             self._idle_sites.pop(site, None)
 
-    def is_spent(self, session: Session) -> bool:
+    def is_spent(self, session: Session, now: float) -> bool:
         """Whether a session has to end: it carried what it may, others wait for its place, or there are more than
         there may be since a reload or in back-off."""
         site = session.group.site
         force = site.limits.force
         limit = force.max_msg_per_connection
-        waits = bool(self.starved) or site.is_crowded
+        waits = bool(self.starved) or site.is_crowded or self._is_wanted()
         return (
             (limit > 0 and session.sent >= limit)
             or (waits and (session.sent >= FAIR_SHARE or self._is_outranked(site)))
             or len(site.sessions) > force.max_smtp_out
-            or self.free() < 0
+            or self.free(now) < 0
             or any(source in site.condition.disabled for source in session.sources)
         )
 
@@ -139,6 +163,7 @@ class Sessions:
     def forget(self, session: Session) -> None:
         group = session.group
         del self.all[session.number]
+        self.partners.close_one()
         group.site.sessions.discard(session.number)
         group.sessions.discard(session.number)
         group.opening -= session.opening

@@ -80,6 +80,14 @@ class Queue:
         self.held_until = until
         self.unlist()
 
+    def list_ready(self) -> None:
+        """Its ready mail takes part in its group, unless the domain's own limits hold it."""
+        if self.group is None or self.held_until:
+            return
+        for line in self.lines.values():
+            if line.names:
+                self.group.backlog.push(line)
+
     def unlist(self) -> None:
         if self.group is not None:
             for line in self.lines.values():
@@ -108,6 +116,10 @@ class Queue:
         self.waiting = [item for item in self.waiting if not is_meant(item[1])]
         heapq.heapify(self.waiting)
         return taken
+
+    def is_too_old(self, name: str, now: float) -> bool:
+        """Whether an entry that has been tried has waited for bounce-after; one that was not gets its try."""
+        return entry.is_older(name, now - self.bounce_after) and entry.state(name)[0] > 0
 
     def set_policy(self, own: DomainPolicy, shared: DomainPolicy, cells: Cells | None, now: float) -> None:
         """What holds for the domain, beside what holds for all of its site: limits that are not the site's own."""
@@ -160,11 +172,13 @@ class Site:
 
     `cohort` is the first session that began after the last cut of the window: older ones that fail belong to the same
     trouble. `hold` is what keeps mail from going out now: the directive, or what else it is. `is_crowded`: mail waits
-    that no session here can carry. `tick_at`: when something in its condition ends.
+    that no session here can carry. Until `calm_until` nothing is opened, because of `calm`. `tick_at`: when something
+    in its condition ends.
     """
 
     __slots__ = (
         "by_source",
+        "calm",
         "calm_until",
         "cohort",
         "condition",
@@ -188,6 +202,7 @@ class Site:
         self.sessions: set[int] = set()
         self.by_source: dict[str, int] = {}
         self.cohort = 0
+        self.calm = ""
         self.calm_until = 0.0
         self.opened_at = 0.0
         self.hold = ""

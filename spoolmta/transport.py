@@ -49,6 +49,8 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._timeouts = timeouts
         self._on_lost: Callable[[], None] | None = on_lost
+        self._on_gone: Callable[[], None] | None = None
+        self._is_gone = False
         self._transport: asyncio.Transport | None = None
         self._parser = ReplyParser()
         self._dialogue: Generator[Step, list[Reply], Any] | None = None
@@ -117,6 +119,13 @@ class Connection(asyncio.Protocol):
         self._is_quitting = True
         self._transport.write(b"QUIT\r\n")
         self._set_timer(QUIT_WAIT)
+
+    def when_gone(self, on_gone: Callable[[], None]) -> None:
+        """Call this when the socket is closed, however that happens."""
+        if self._is_gone:
+            on_gone()
+        else:
+            self._on_gone = on_gone
 
     def abort(self) -> None:
         """Drop the connection; no callback is made any more."""
@@ -199,6 +208,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._cancel_timer()
+        self._is_gone = True
+        if self._on_gone is not None:
+            self._on_gone()
         if self._dialogue is not None:
             text = (
                 f"connection lost: {error.strerror}"

@@ -21,6 +21,9 @@ GLOBAL: dict[str, Kind] = {
     "custom-dsn-from-header": values.AUTHOR,
     "sleep-after": duration("1m", is_zero_allowed=True),
     "event-loop": choice("uvloop", "asyncio"),
+    "total-max-smtp-out": number(1200),
+    "mx-connection-limit": places.by_mx(number(50, 1)),
+    "ip-connection-limit": rates.by_network(number(10, 1)),
     "include": values.TEXTS,
 }
 SPOOL: dict[str, Kind] = {
@@ -64,7 +67,12 @@ VMTA: dict[str, Kind] = {
     "warm-up": plans.WARM_UP,
     "policy": PATH,
 }
-POOL: dict[str, Kind] = {"virtual-mta": values.WEIGHTS}
+POOL: dict[str, Kind] = {
+    "virtual-mta": values.WEIGHTS,
+    "max-smtp-out": number(200),
+    "max-smtp-msg-rate": rates.RATE,
+    "max-smtp-data-volume-rate": rates.DATA_RATE,
+}
 DOMAIN: dict[str, Kind] = {
     "smtp-hosts": places.HOSTS,
     "default-smtp-port": places.PORT,

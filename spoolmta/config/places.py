@@ -156,6 +156,21 @@ def _write_host(host: Host) -> str:
     return f"{name}:{host.port}" if host.port else name
 
 
+def by_mx(limit: Kind) -> Kind:
+    """A table of names of mail hosts (`*.google.com` for all below it) and a limit for each."""
+
+    def read(value: object) -> tuple[tuple[str, object], ...]:
+        if not isinstance(value, dict) or not value:
+            raise wrong('a table of mail hosts and limits, like { "*.google.com" = 50 }', value)
+        return tuple((_read_mx_pattern(key), limit.read(item)) for key, item in value.items())
+
+    def write(value: object) -> str:
+        assert isinstance(value, tuple)
+        return "{ " + ", ".join(f"{toml(pattern)} = {limit.write(item)}" for pattern, item in value) + " }"
+
+    return Kind(read, write)
+
+
 HOST_NAME = Kind(read_host_name)
 PORT = number(25, 1, 65_535)
 HOSTS = Kind(_read_hosts, _write_hosts)

@@ -218,10 +218,14 @@ class Vmta(Struct, frozen=True, kw_only=True):
 
 
 class Pool(Struct, frozen=True, kw_only=True):
-    """VMTAs among which mail is dealt out by weight. `layer` is also the weakest layer of each of its members."""
+    """VMTAs among which mail is dealt out by weight. `layer` is also the weakest layer of each of its members; the
+    limits hold for all of them together, `max_smtp_out` 0 is none."""
 
     name: str
     virtual_mta: dict[str, int] = {}
+    max_smtp_out: int = 0
+    max_smtp_msg_rate: Rate = UNLIMITED
+    max_smtp_data_volume_rate: Rate = UNLIMITED
     layer: tuple[DomainTable, ...] = ()
 
 
@@ -274,7 +278,8 @@ CopyMode = Literal["auto", "always", "never"]
 
 class Config(Struct, frozen=True, kw_only=True):
     """The whole configuration: one immutable value. Paths are absolute. `domains` are the global domain and provider
-    tables, `providers` the MX patterns of each provider."""
+    tables, `providers` the MX patterns of each provider. `total_max_smtp_out` 0 is no limit; the other two
+    limits are for hosts and networks, from each of our addresses."""
 
     host_name: str
     spool: str
@@ -289,6 +294,9 @@ class Config(Struct, frozen=True, kw_only=True):
     allow_loopback_mx: bool = False
     dnssec_trusted: bool = False
     mta_sts_port: int = 443
+    total_max_smtp_out: int = 0
+    mx_connection_limit: tuple[tuple[str, int], ...] = ()
+    ip_connection_limit: tuple[tuple[str, int], ...] = ()
     sources: dict[str, Source] = {}
     vmtas: dict[str, Vmta] = {}
     pools: dict[str, Pool] = {}

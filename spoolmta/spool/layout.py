@@ -57,6 +57,10 @@ class Layout(Struct, frozen=True):
     def rates(self, vmta: str) -> str:
         return f"{self.root}/rates/{vmta}"
 
+    def common(self, name: str) -> str:
+        """What several processes share of a limit; no VMTA is named so."""
+        return f"{self.root}/rates/.{name}"
+
     def fifo(self, vmta: str) -> str:
         return f"{self.root}/run/{vmta}.fifo"
 

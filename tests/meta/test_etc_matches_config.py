@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from spoolmta import config, policy
-from spoolmta.model import Config, DomainPolicy, Secret, Source, Vmta, WarmUp
+from spoolmta.model import Config, DomainPolicy, Pool, Secret, Source, Vmta, WarmUp
 from tests.support.tls import Authority
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -77,10 +77,11 @@ def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None
     told |= {"max_cold_virtual_mta_msg": (), "warm_up": WarmUp()}  # an example, and what is never global
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")
-    for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy"):
+    for field in ("sleep_after", "event_loop", "min_free_space", "min_free_inodes", "copy", "total_max_smtp_out"):
         assert getattr(with_everything, field) == getattr(plain, field)
     source = with_everything.sources["pickup"]
     allowed, folder = source.allowed_virtual_mta, source.pickup
     assert source == Source(name="pickup", allowed_virtual_mta=allowed, pickup=folder, select=source.select)
     assert folder == f"{with_everything.spool}/pickup"
     assert with_everything.vmtas["bulk"].max_smtp_out == Vmta(name="").max_smtp_out
+    assert with_everything.pools["alerts"].max_smtp_out == Pool(name="").max_smtp_out

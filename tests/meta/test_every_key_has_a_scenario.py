@@ -26,6 +26,7 @@ WARMING = "integration/test_addresses_warm_up.py::"
 TLS = "integration/test_tls_is_as_demanded.py::"
 DANE = "integration/test_dane_and_mta_sts_protect_domains.py::"
 TOLD = "integration/test_senders_are_told.py::"
+SHARED = "integration/test_limits_hold_over_processes.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -34,6 +35,15 @@ SCENARIOS = {
     "custom-dsn-from-header": TOLD + "test_a_report_may_be_plain_text_from_an_author_of_ones_own",
     "sleep-after": SLEEP + "test_a_process_leaves_when_idle_and_comes_back_with_new_mail",
     "event-loop": SLEEP + "test_both_event_loops_do_the_work",
+    "total-max-smtp-out": SHARED
+    + "test_the_machine_has_no_more_connections_than_total_max_smtp_out_and_every_vmta_gets_its_part",
+    "mx-connection-limit": SHARED + "test_hosts_get_no_more_connections_from_an_address_than_mx_connection_limit",
+    "ip-connection-limit": SHARED + "test_a_network_gets_no_more_connections_from_an_address_than_ip_connection_limit",
+    "pool.max-smtp-out": SHARED + "test_the_members_of_a_pool_have_no_more_connections_together_than_its_max_smtp_out",
+    "pool.max-smtp-msg-rate": SHARED
+    + "test_the_members_of_a_pool_send_no_more_in_any_window_than_its_max_smtp_msg_rate",
+    "pool.max-smtp-data-volume-rate": SHARED
+    + "test_the_members_of_a_pool_send_no_more_bytes_than_its_max_smtp_data_volume_rate",
     "include": COMMANDS + "test_check_reads_included_files_and_policies_and_says_ok",
     "spool.directory": COMMANDS + "test_an_unused_spool_is_one_sentence",
     "spool.min-free-space": SOURCES + "test_nothing_is_taken_in_where_too_little_is_free",

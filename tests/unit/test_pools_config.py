@@ -49,7 +49,9 @@ def test_a_pool_stands_wherever_a_vmta_may(tmp_path: Path) -> None:
         ("[pool.p]\nvirtual-mta = []", "4: pool.p.virtual-mta: expected a table of VMTAs and weights"),
         ("[pool.p]\nvirtual-mta = { default = 0 }", "4: pool.p.virtual-mta: expected a whole number from 1 to 1000"),
         ("[pool.p]\nvirtual-mta = ['default', 'default']", '4: pool.p.virtual-mta: "default" is there twice'),
-        ("[pool.p]\nmax-smtp-out = 3", "4: pool.p.max-smtp-out: unknown key; it belongs into [vmta.NAME] or"),
+        ("[pool.p]\nhost-name = 'x'", "4: pool.p.host-name: unknown key; it belongs at the top of the file"),
+        ("[pool.p]\nmax-smtp-out = -3", "4: pool.p.max-smtp-out: expected a whole number"),
+        ("[pool.p]\nmax-smtp-msg-rate = 3", "4: pool.p.max-smtp-msg-rate: expected a rate"),
         ("[vmta.pool]", '3: vmta.pool: a VMTA cannot be named "pool"'),
     ],
 )

@@ -258,6 +258,13 @@ def is_over(until: float, now: float) -> bool:
     return until != FOREVER and until <= now
 
 
+def goes_to(policy: DomainPolicy, condition: Condition) -> str:
+    """The VMTA or pool that takes a site's mail instead, "" for none. While limits climb back there is none: only mail
+    that is sent can tell whether it is time."""
+    in_backoff = policy.backoff_reroute_to_virtual_mta if condition.mode == BACKOFF else ""
+    return in_backoff or policy.reroute_to_virtual_mta
+
+
 def in_force(policy: DomainPolicy, condition: Condition) -> DomainPolicy:
     """The policy with the mode and the overrides applied. The rates of back-off hold beside the normal ones."""
     changes: dict[str, Any] = {}

@@ -28,8 +28,10 @@ from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger
 from spoolmta.model import Answer, Config, DomainPolicy, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
+from spoolmta.passage import Passage
 from spoolmta.policy import PolicyTable
 from spoolmta.reporter import Owner
+from spoolmta.rerouting import Rerouting
 from spoolmta.resolver import Unroutable
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
@@ -65,7 +67,9 @@ class Delivery:
         self._rates = state.Rates(layout.rates(vmta), time.time())
         self._commons = Commons(config, vmta, layout, self._chance.random)
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells, self._commons)
-        self._standing = Standing(config, layout, self._scheduler, self._partition)
+        self._passage = Passage(config, layout, self._scheduler, self._partition)
+        self._standing = Standing(config, layout, self._scheduler, self._passage, vmta)
+        self._rerouting = Rerouting(config, self._scheduler, self._passage, self._policy, vmta)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         owner = Owner(self._policy, self._scheduler.site_of, self._add)
@@ -147,8 +151,9 @@ class Delivery:
                 self.leave(True)
                 return
             now = self._now()
-            if self._standing.tend(now):
+            if self._standing.tend(now) or self._rerouting.tend(now):
                 self._request_turn()
+            self._passage.pay()
             if now - last_scan > RESCAN:
                 last_scan = now
                 self._scan_wanted = True
@@ -204,7 +209,7 @@ class Delivery:
         self._ledger.close()
         self._save_state()
         self._rates.close()
-        self._standing.close()
+        self._passage.close()
         self._commons.close()
         self._partition.close()
 
@@ -230,7 +235,9 @@ class Delivery:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
         self._configure(config)
+        self._passage.reconfigure(config)
         self._standing.reconfigure(config)
+        self._rerouting.reconfigure(config)
         self._ledger.reconfigure(config)
         self._commons.reconfigure(config)
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
@@ -258,6 +265,8 @@ class Delivery:
         if not self._write() and not self._is_leaving:
             return  # nothing more is sent while what was sent cannot be written down
         self._scan_if_wanted()
+        if self._scheduler.known.news:
+            self._rerouting.tend(self._now())
         actions, wake = self._scheduler.step(self._now())
         for action in actions:
             self._perform(action)
@@ -315,13 +324,14 @@ class Delivery:
             return
         self._scan_wanted = False
         for domain, name, due in self._partition.scan():
-            self._scheduler.add(domain, name, due, now)
+            if not self._rerouting.takes(domain, name, now):
+                self._scheduler.add(domain, name, due, now)
         self._next_scan = now + max(0.25, 20 * (self._now() - now))
 
     def _add(self, domain: str, name: str) -> None:
-        due = self._partition.add(domain, name)
-        if due is not None:
-            self._scheduler.add(domain, name, due, self._now())
+        due, now = self._partition.add(domain, name), self._now()
+        if due is not None and not self._rerouting.takes(domain, name, now):
+            self._scheduler.add(domain, name, due, now)
 
     # Performing actions
 
@@ -368,6 +378,7 @@ class Delivery:
             site = self._table.site_of(domain, route.mx)
             self._switchboard.meet(site)
             self._scheduler.located(domain, site, self._resolve, self._now(), route.mx | kept_apart(domain, policy))
+            self._rerouting.take_all(domain, self._now())
         self._request_turn()
 
     def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:

@@ -16,6 +16,8 @@ import functools
 import re
 import zlib
 
+import msgspec
+
 from spoolmta.model import EntryName
 
 MAX_NAME = 254
@@ -29,6 +31,7 @@ _NAME = re.compile(
     r"(?:,P=(?!50(?![0-9]))(0|[1-9][0-9]{0,2}))?"
     rf"(?:,L=({_WORD}))?"
     rf"(?:,F=(?!pickup(?![a-z0-9._-]))({_WORD}))?"
+    r"(?:,R=((?:[0-9a-f]{4}){1,8}))?"
     rf"(?:,M=({_WORD}))?"
     r"(?:,V=([A-Za-z0-9_-][A-Za-z0-9._-]{0,31}))?"
     r"(?::1,(?!0,0\Z)(0|[1-9][0-9]{0,5}),(0|[1-9][0-9]{0,10}))?"
@@ -63,6 +66,8 @@ def format_name(name: EntryName) -> str:
         text += f",L={name.pool}"
     if name.source and name.source != "pickup":
         text += f",F={name.source}"
+    if name.rerouted:
+        text += f",R={name.rerouted}"
     if name.folder:
         text += f",M={name.folder}"
     if name.vmta:
@@ -79,7 +84,7 @@ def parse_name(text: str) -> EntryName:
     found = _NAME.fullmatch(text)
     if found is None or len(text) > MAX_NAME or ".." in text:
         raise ValueError(f"not the name of a queue file: {text[:300]!a}")
-    id_, size, crc, job, recipients, priority, pool, source, folder, vmta, attempts, due = found.groups("")
+    id_, size, crc, job, recipients, priority, pool, source, rerouted, folder, vmta, attempts, due = found.groups("")
     return EntryName(
         id_,
         int(size),
@@ -93,6 +98,7 @@ def parse_name(text: str) -> EntryName:
         vmta,
         int(attempts or 0),
         int(due or 0),
+        rerouted,
     )
 
 
@@ -153,6 +159,25 @@ def pool(name: str) -> str:
     """The pool the entry was dealt out of, "" for none."""
     start = name.find(",L=")
     return name[start + 3 :].partition(",")[0].partition(":")[0] if start >= 0 else ""
+
+
+def was_rerouted_by(name: str, vmta: str) -> bool:
+    """Whether this VMTA has passed the entry on to another one already."""
+    start = name.find(",R=")
+    digits = name[start + 3 :].partition(",")[0].partition(":")[0] if start >= 0 else ""
+    return _mark(vmta) in (digits[place : place + 4] for place in range(0, len(digits), 4))
+
+
+def rerouted(name: str, vmta: str) -> str:
+    """The name an entry gets that this VMTA passes on. ValueError where it has been passed on too often, or its name
+    would be too long."""
+    parts = parse_name(name)
+    return format_name(msgspec.structs.replace(parts, rerouted=parts.rerouted + _mark(vmta)))
+
+
+def _mark(vmta: str) -> str:
+    """Four digits that stand for a VMTA. Where two are alike a message stays where it could have gone on."""
+    return f"{zlib.crc32(vmta.encode()) & 0xFFFF:04x}"
 
 
 def flow(name: str) -> tuple[int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,6 +14,10 @@ from spoolmta.cli.frame import cli, json_option, layout_of, load, moment, plain
 from spoolmta.errors import DataError, UnavailableError, UsageError
 from spoolmta.model import Config, Envelope
 from spoolmta.spool.layout import Layout
+
+if TYPE_CHECKING:
+    from spoolmta.condition import Condition
+    from spoolmta.policy import PolicyTable
 
 
 @cli.command()
@@ -163,10 +167,24 @@ def of_domain(
         "mode": queue["mode"],
         "paused": queue["paused"],
         "ahead": queue["ready"],
-        "when": when(queue, failure),
+        "when": instead(table, vmta, site, domain, state) or when(queue, failure),
         "limits": limits,
         "limits_of_the_queue": [limit for limit in shared if limit not in limits],
     }
+
+
+def instead(table: PolicyTable, vmta: str, site: str, domain: str, state: Condition) -> str:
+    """Which VMTA sends it instead, and where that stands; "" if none does."""
+    from spoolmta import condition
+
+    target = condition.goes_to(table.resolve(site, domain), state)
+    if not target or target == vmta:
+        return ""
+    settings = table.explain(site, domain)
+    fields = ("backoff_reroute_to_virtual_mta", "reroute_to_virtual_mta")[state.mode != condition.BACKOFF :]
+    field = next(field for field in fields if settings[field].value)
+    setting = settings[field]
+    return f"it goes to {target} instead ({field.replace('_', '-')}, {setting.file}:{setting.line})"
 
 
 def when(queue: dict[str, Any], failure: str) -> str:

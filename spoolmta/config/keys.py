@@ -77,6 +77,8 @@ DOMAIN: dict[str, Kind] = {
     "smtp-hosts": places.HOSTS,
     "default-smtp-port": places.PORT,
     "disable-mx-rollup": values.FLAG,
+    "reroute-to-virtual-mta": Kind(values.read_optional_text),
+    "backoff-reroute-to-virtual-mta": Kind(values.read_optional_text),
     "queue-priority": number(50, 0, 100),
     "allow-priority-interruption": values.FLAG,
     "max-smtp-out": number(20, 1),

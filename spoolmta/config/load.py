@@ -65,7 +65,9 @@ class _Reader:
         domains = self._layer(tree, (), self._mx)
         vmtas = self._vmtas()
         pools = self._pools(vmtas)
-        self._check_warming(vmtas, [*domains, *(table for pool in pools.values() for table in pool.layer)])
+        shared = [*domains, *(table for pool in pools.values() for table in pool.layer)]
+        self._check_warming(vmtas, shared)
+        self._check_rerouting(vmtas, shared, [*vmtas, *pools])
         config = Config(
             **fields,
             vmtas=self._with_pools(vmtas, pools),
@@ -184,6 +186,19 @@ class _Reader:
                 self._complain(path, "a VMTA cannot be its own cold one")
         for place, text in plans.wrong_overflows(vmtas):
             self._problems.add(place, ("warm-up",), text)
+
+    def _check_rerouting(self, vmtas: dict[str, Vmta], shared: Iterable[DomainTable], names: Collection[str]) -> None:
+        """The VMTAs and pools to which mail goes instead must be there. Circles are seen where they arise."""
+        own = [(vmta.name, table) for vmta in vmtas.values() for layer in vmta.layers for table in layer]
+        for vmta, table in [*(("", table) for table in shared), *own]:
+            for key in ("reroute-to-virtual-mta", "backoff-reroute-to-virtual-mta"):
+                found = table.settings.get(keys.field_of(key))
+                target = str(found.value) if found else ""
+                if found and target and target not in names:
+                    text = f'there is no VMTA "{address.show(target)}"' + _meant(target, names)
+                    self._problems.add((found.file, found.line), (key,), text)
+                elif found and target and target == vmta:
+                    self._problems.add((found.file, found.line), (key,), "the mail is this VMTA's already")
 
     def _policy(self, whole: str, written: str, here: Path) -> Layer:
         """The domain tables of a policy file, named at `here`."""

@@ -187,7 +187,8 @@ class EntryName(Struct, frozen=True):
     `crc` (crc32) are of the whole file; `job` is eight hex digits (crc32 of the job name) or "0".
     `recipients` is how many recipients this message has in this domain. `folder` (`M=`) names the
     incoming folder whose name must be gone before the entry may be touched; `vmta` (`V=`) is only there
-    while the file lies in an incoming folder. `attempts` and `due` (Unix seconds) are 0 in `new/`.
+    while the file lies in an incoming folder. `rerouted` (`R=`) stands for the VMTAs that have passed the entry on,
+    four digits each. `attempts` and `due` (Unix seconds) are 0 in `new/`.
     """
 
     id: str
@@ -202,3 +203,4 @@ class EntryName(Struct, frozen=True):
     vmta: str = ""
     attempts: int = 0
     due: int = 0
+    rerouted: str = ""

@@ -57,6 +57,8 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     smtp_hosts: tuple[tuple[Host, ...], ...] = ()
     default_smtp_port: int = 25
     disable_mx_rollup: bool = False
+    reroute_to_virtual_mta: str = ""
+    backoff_reroute_to_virtual_mta: str = ""
     queue_priority: int = 50
     allow_priority_interruption: bool = True
     max_smtp_out: int = 20

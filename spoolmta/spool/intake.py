@@ -171,7 +171,7 @@ def enqueue(layout: Layout, path: str, claimed: Claimed) -> list[str]:
 def incoming_path(layout: Layout, name: EntryName, vmta: str) -> str:
     """Where a message for several domains lies while its links are being made: as long as this name exists, nobody
     touches its queue entries."""
-    file = entry.format_name(msgspec.structs.replace(name, recipients=1, vmta=vmta, attempts=0, due=0))
+    file = entry.format_name(msgspec.structs.replace(name, recipients=1, vmta=vmta, attempts=0, due=0, rerouted=""))
     return f"{layout.incoming}/{name.folder}/{file}"
 
 

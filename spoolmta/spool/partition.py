@@ -345,10 +345,10 @@ class Partition:
         self._after_flush.append((id_, action))
         return Gone(reason, count)
 
-    def hand_over(self, domain: str, name: str, target: str) -> bool:
-        """Give an entry to another VMTA by one rename. False, and it stays, where links of its message are still being
-        made, a report of it is being written, or some of its recipients are settled: the other's process may have read
-        its journal already."""
+    def hand_over(self, domain: str, name: str, target: str, new_name: str = "") -> bool:
+        """Give an entry to another VMTA by one rename, under a new name if there is one. False, and it stays, where
+        links of its message are still being made, a report of it is being written, or some of its recipients are
+        settled: the other's process may have read its journal already."""
         try:
             parts = entry.parse_name(name)
         except ValueError:
@@ -358,8 +358,9 @@ class Partition:
         if is_linked or is_part_done or (domain, parts.id) in self._held or (domain, name) in self._done:
             return False
         folder = "cur" if ":" in name else "new"
+        goal = f"{self.layout.queue}/{target}/{domain}/{folder}/{new_name or name}"
         try:
-            put(disk.rename, self.place(domain, name), f"{self.layout.queue}/{target}/{domain}/{folder}/{name}")
+            put(disk.rename, self.place(domain, name), goal)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise

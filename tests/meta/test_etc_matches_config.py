@@ -74,6 +74,7 @@ def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None
     told |= dict.fromkeys(examples, ()) | {"auth_username": "", "auth_password": Secret()}
     told |= {"smtp_tls_ciphers": "", "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples too
     told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
+    told |= {"reroute_to_virtual_mta": "", "backoff_reroute_to_virtual_mta": ""}  # examples
     told |= {"max_cold_virtual_mta_msg": (), "warm_up": WarmUp()}  # an example, and what is never global
     assert told == msgspec.structs.asdict(DomainPolicy())
     plain = Config(host_name="", spool="")

@@ -27,6 +27,7 @@ TLS = "integration/test_tls_is_as_demanded.py::"
 DANE = "integration/test_dane_and_mta_sts_protect_domains.py::"
 TOLD = "integration/test_senders_are_told.py::"
 SHARED = "integration/test_limits_hold_over_processes.py::"
+REROUTED = "integration/test_mail_goes_to_another_vmta_instead.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -78,6 +79,9 @@ SCENARIOS = {
     "domain.smtp-hosts": WAY + "test_when_the_first_level_of_smtp_hosts_is_down_the_second_is_used",
     "domain.default-smtp-port": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",
     "domain.disable-mx-rollup": ROLLUP + "test_a_domain_that_is_taken_out_has_a_queue_of_its_own",
+    "domain.reroute-to-virtual-mta": REROUTED + "test_mail_for_a_domain_is_sent_by_the_vmta_it_is_rerouted_to",
+    "domain.backoff-reroute-to-virtual-mta": REROUTED
+    + "test_in_back_off_what_waits_and_what_comes_is_sent_by_the_other_vmta",
     "provider.mx": ROLLUP + "test_the_domains_of_a_provider_share_its_limits_and_its_queue",
     "vmta.max-smtp-msg-rate": VOLUMES + "test_an_address_and_a_vmta_have_rates_of_their_own",
     "vmta.max-smtp-data-volume-rate": VOLUMES + "test_no_more_bytes_go_out_than_the_volume_allows",

@@ -17,8 +17,8 @@ PURE = """errors model address pattern config here policy entry message selectio
 INPUT_OUTPUT = """disk shared tally journal spool.layout common commons markers spool.intake spool.partition
     spool.outbox spool.audit accounting resolver tls_channel tls sts_fetch sts_cache protection transport opener control
     mailhosts dealer""".split()
-PROCESSES = """process state arrivals lane reporter reminder ledger clearance switchboard standin standing carrier
-    pickup delivery supervisor""".split()
+PROCESSES = """process state arrivals lane reporter reminder ledger clearance switchboard standin passage standing
+    rerouting carrier pickup delivery supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
 FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.explain cli __main__".split()
 FOLDERS = ("model", "config")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ names = st.builds(
     pool=st.just("") | words,
     priority=st.integers(0, 999),
     folder=st.just("") | words,
+    rerouted=st.just(""),
 )
 queued = st.tuples(names, st.integers(0, 999_999), st.integers(0, 10**11 - 1))
 
@@ -42,6 +44,29 @@ def test_a_name_is_read_as_it_was_written_and_fits_a_file_system(case: tuple[Ent
     assert entry.format_name(parsed) == text
     assert entry.bare(text) == new
     assert entry.entry_id(text) == name.id
+
+
+@given(names.filter(lambda name: len(name.folder) < 10), st.lists(words, min_size=1, max_size=5), words)
+def test_a_name_remembers_who_has_passed_the_entry_on(name: EntryName, vmtas: list[str], other: str) -> None:
+    text = entry.with_state(entry.format_name(name), 3, 1_700_000_000)
+    assert not entry.was_rerouted_by(text, other)
+    for vmta in vmtas:
+        text = entry.rerouted(text, vmta)
+    assert all(entry.was_rerouted_by(text, vmta) for vmta in vmtas)
+    assert entry.state(text) == (3, 1_700_000_000)
+    assert entry.parse_name(text).id == name.id
+    assert entry.flow(text) == entry.flow(entry.format_name(name))
+    assert entry.pool(text) == name.pool
+    assert entry.recipients(text) == name.recipients
+
+
+@given(ids, words)
+def test_an_entry_is_passed_on_so_often_and_not_for_ever(id_: str, vmta: str) -> None:
+    text = entry.format_name(EntryName(id_, 1, 2))
+    for _ in range(8):
+        text = entry.rerouted(text, vmta)
+    with pytest.raises(ValueError, match="not the name"):
+        entry.rerouted(text, vmta)
 
 
 @given(ids, words)

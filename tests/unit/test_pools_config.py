@@ -52,6 +52,11 @@ def test_a_pool_stands_wherever_a_vmta_may(tmp_path: Path) -> None:
         ("[pool.p]\nhost-name = 'x'", "4: pool.p.host-name: unknown key; it belongs at the top of the file"),
         ("[pool.p]\nmax-smtp-out = -3", "4: pool.p.max-smtp-out: expected a whole number"),
         ("[pool.p]\nmax-smtp-msg-rate = 3", "4: pool.p.max-smtp-msg-rate: expected a rate"),
+        ('[domain."*"]\nreroute-to-virtual-mta = "nws"', '4: reroute-to-virtual-mta: there is no VMTA "nws"'),
+        (
+            '[vmta.a.domain."*"]\nbackoff-reroute-to-virtual-mta = "a"',
+            "4: backoff-reroute-to-virtual-mta: the mail is this VMTA's already",
+        ),
         ("[vmta.pool]", '3: vmta.pool: a VMTA cannot be named "pool"'),
     ],
 )

@@ -92,7 +92,7 @@ class Carrier:
             self._scheduler.finished(lane.number, self._process.now(), answered=False, reusable=reusable)
             self._process.request_turn()
             return
-        lane.take_on(domain, name, loaded, most)
+        lane.take_on(domain, name, loaded, most, self._scheduler.site_of(domain), self._process.policy(domain))
         self._send(lane)
 
     def _send(self, lane: Lane) -> None:
@@ -100,7 +100,7 @@ class Carrier:
         loaded, connection = lane.loaded, lane.connection
         assert loaded is not None
         assert connection is not None
-        lane.choose(self._process.policy(lane.domain).max_rcpt_per_transaction)
+        lane.choose(lane.policy.max_rcpt_per_transaction)
         if lane.refusal is not None:
             self._on_result(lane, refuse(lane.sent, lane.refusal))
             return
@@ -122,7 +122,6 @@ class Carrier:
             self._process.request_turn()
             self._loop.call_soon(self._send, lane)  # a result may come at once, and a message may have thousands
             return
-        last = result.answers[-1]
         at_once = lane.may_go_at_once
         if lane.unsent and not at_once:
             lane.sent, lane.unsent = lane.unsent, []
@@ -130,26 +129,26 @@ class Carrier:
         lane.loaded = None
         self._leave_entry(lane, loaded, at_once)
         if not reusable:
-            self.opener.heed(lane.ends.host, result, self._process.policy(lane.domain))
+            self.opener.heed(lane.ends.host, result, lane.policy)
             self._process.end(lane)
+        reason = "" if reusable else str(result.answers[-1].result)
         fresh = self._scheduler.finished(
             lane.number,
             self._process.now(),
             answered=lane.answered,
             delivered=lane.delivered,
             reusable=reusable,
-            reason=str(last.result),
+            reason=reason,
         )
         if fresh:
-            log.info("%s/%s: %s", lane.domain, self._vmta, last.result)
+            log.info("%s/%s: %s", lane.domain, self._vmta, reason)
         self._process.request_turn()
 
     def _note(self, lane: Lane, loaded: Loaded, answers: list[Answer]) -> None:
         """Write down one answer for each recipient of a transaction, in the turn that read it: a message may have
         many transactions, and a crash in a later one must not repeat the earlier ones."""
-        site = self._scheduler.site_of(lane.domain)
-        fired = self._look_at(site, lane, answers)
-        way = Way(lane.ends, lane.capabilities.listing, lane.size, site, self._process.policy(lane.domain))
+        fired = self._look_at(lane, answers)
+        way = Way(lane.ends, lane.capabilities.listing, lane.size, lane.site, lane.policy)
         done = self._ledger.settle(loaded, lane.sent, answers, way)
         lane.done += done
         # A host that answers for a recipient is up, whatever it says, and whatever becomes of the session after that.
@@ -161,9 +160,9 @@ class Carrier:
         if len(done) < len(answers):
             lane.pause = max([lane.pause, *(reaction.asked_pause(answer.result) for answer in answers)])
         for one in fired:
-            self._react(site, one, lane.ends)
+            self._react(lane.site, one, lane.ends)
 
-    def _look_at(self, site: str, lane: Lane, answers: list[Answer]) -> list[Fired]:
+    def _look_at(self, lane: Lane, answers: list[Answer]) -> list[Fired]:
         """Whether the answers call up response rules, which then have their say. What a server said once, for all
         recipients, counts once."""
         fired: list[Fired] = []
@@ -171,8 +170,8 @@ class Carrier:
         for index, answer in enumerate(answers):
             key = id(answer.result)
             if key not in seen:
-                seen[key] = self.responses.note(self._process.now(), site, lane.ends.source, answer)
-                self._remember(site, answer.result)
+                seen[key] = self.responses.note(self._process.now(), lane.site, lane.ends.source, answer)
+                self._remember(lane.site, answer.result)
                 if (one := seen[key]) is not None:
                     fired.append(one)
                     lane.is_skipped |= ResponseAction.SKIP_MX in one.rule.actions

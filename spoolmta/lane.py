@@ -29,6 +29,8 @@ class Lane:
         self.capabilities = Capabilities()
         self.domain = ""
         self.name = ""
+        self.site = ""
+        self.policy = DomainPolicy()
         self.loaded: Loaded | None = None
         self.sent: list[Recipient] = []
         self.unsent: list[Recipient] = []
@@ -54,10 +56,11 @@ class Lane:
         self.allowance = Allowance(opened.capabilities, policy.max_errors_per_connection)
         self.refusal, self.place = opened.refusal, opened.place
 
-    def take_on(self, domain: str, name: str, loaded: Loaded, most: int) -> None:
-        """Begin with a message, and `most` of its recipients (0: all)."""
+    def take_on(self, domain: str, name: str, loaded: Loaded, most: int, site: str, policy: DomainPolicy) -> None:
+        """Begin with a message to `site`, and `most` of its recipients (0: all); `policy` holds for all of it."""
         self.carried += 1
         self.domain, self.name, self.loaded = domain, name, loaded
+        self.site, self.policy = site, policy
         self.unsent, self.done = loaded.recipients[: most or None], []
         self.answered = self.delivered = self.is_skipped = False
         self.is_part, self.tried, self.pause = 0 < most < len(loaded.recipients), len(self.unsent), 0.0

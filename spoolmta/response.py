@@ -29,12 +29,12 @@ _UNLIMITED_AT_ZERO = frozenset({"max_msg_per_connection"})
 class Rules:
     """The rules that hold for one site in one VMTA, strongest first."""
 
-    __slots__ = ("_may_match_success", "_memory", "_rules", "shares")
+    __slots__ = ("may_match_success", "_memory", "_rules", "shares")
 
     def __init__(self, rules: Iterable[ResponseRule]) -> None:
         self._rules = tuple(rules)
         self._memory: dict[tuple[Stage, str], ResponseRule | None] = {}
-        self._may_match_success = any(pattern.may_match_success(text) for rule in self._rules for text in rule.reply)
+        self.may_match_success = any(pattern.may_match_success(text) for rule in self._rules for text in rule.reply)
         self.shares = tuple(rule for rule in self._rules if rule.trigger.share)
         """Those whose trigger is a share: where there are any, every answer is noted."""
 
@@ -50,7 +50,7 @@ class Rules:
     def match(self, stage: Stage, result: Reply | Failure) -> ResponseRule | None:
         """The rule that this answer calls up, if any."""
         if isinstance(result, Reply):
-            if result.code < 400 and not self._may_match_success:
+            if result.code < 400 and not self.may_match_success:
                 return None
         elif not result.kind.is_observed:
             return None

@@ -147,7 +147,7 @@ class Sessions:
             or (waits and (session.sent >= FAIR_SHARE or self._is_outranked(site)))
             or len(site.sessions) > force.max_smtp_out
             or self.free(now) < 0
-            or any(source in site.condition.disabled for source in session.sources)
+            or (bool(site.condition.disabled) and any(one in site.condition.disabled for one in session.sources))
         )
 
     def _is_outranked(self, site: Site) -> bool:

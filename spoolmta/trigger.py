@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import msgspec
 
 from spoolmta import pattern
-from spoolmta.model import Answer, Config, Failure, ResponseAction, ResponseRule, Struct
+from spoolmta.model import Answer, Config, Failure, Reply, ResponseAction, ResponseRule, Struct
 from spoolmta.response import Rules, all_rules, provider_of, rules_for
 
 BUCKETS = 64
@@ -180,13 +180,15 @@ class Triggers:
 class Responses:
     """The response rules of one VMTA at work: answers in, what fired out."""
 
-    __slots__ = ("_all", "_config", "_name", "_rules", "_triggers")
+    __slots__ = ("_all", "_config", "_hears_success", "_name", "_rules", "_triggers")
 
     def __init__(self, config: Config, vmta_name: str) -> None:
         self._config, self._name = config, vmta_name
         self._all = all_rules(config, vmta_name)
         self._rules: dict[str, Rules] = {}
         self._triggers = Triggers()
+        every = Rules(self._all)
+        self._hears_success = every.may_match_success or bool(every.shares)
 
     def __repr__(self) -> str:
         return f"Responses({self._name!r}, {len(self._all)} rules, {self._triggers})"
@@ -197,10 +199,10 @@ class Responses:
         Only what a receiver or the network did is given here: not the answers that a rule's action gives to the
         recipients it reaches, though they carry the receiver's reply.
         """
-        if not self._all:
+        result = answer.result
+        if not self._all or (isinstance(result, Reply) and result.code < 400 and not self._hears_success):
             return None
         rules = self._at(site)
-        result = answer.result
         rule = rules.match(answer.stage, result)
         if rule is None and (not rules.shares or (isinstance(result, Failure) and not result.kind.is_observed)):
             return None

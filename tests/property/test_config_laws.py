@@ -41,6 +41,8 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "retry_upon_new_mail": st.booleans(),
     "backoff_to_normal_after_delivery": st.booleans(),
     "backoff_upon_all_sources_disabled": st.booleans(),
+    "reroute_to_virtual_mta": st.sampled_from(["", "bulk", "a.b"]),
+    "backoff_reroute_to_virtual_mta": st.sampled_from(["", "bulk", "a.b"]),
     "queue_priority": st.integers(0, 100),
     "backoff_max_smtp_out": st.integers(1, 10**9),
     "source_ip_max_smtp_out": by_network(st.integers(1, 10**6)),

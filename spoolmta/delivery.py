@@ -126,6 +126,7 @@ class Delivery:
         self._switchboard.orders = left.orders
         for key, condition in left.sites.items():
             self._scheduler.known.memory.put(key, condition)
+        self._scheduler.known.tick_remembered(self._resolve, self._now())
         self._carrier.responses.restore(left.counts, self._now())
         await self._switchboard.open()
         self._scan_if_wanted()
@@ -155,6 +156,9 @@ class Delivery:
                 self._partition.tend_journal()
                 self._request_turn()
             self._ledger.remind(now)
+            if self._scheduler.known.memory.next_time <= now:
+                self._scheduler.known.tick_remembered(self._resolve, now)
+                self._request_turn()
             self._commons.rest()
             if self._scheduler.yield_to_others():
                 self._request_turn()
@@ -202,6 +206,7 @@ class Delivery:
         self._loop.remove_reader(self._hints.descriptor)
         self._switchboard.close()
         self._ledger.close()
+        self._tell_news()
         self._save_state()
         self._rates.close()
         self._standing.close()
@@ -221,8 +226,8 @@ class Delivery:
     def _tell_news(self) -> None:
         """What happened to sites is told, and kept at once: a crash must not forget why a queue is slow."""
         news, self._scheduler.known.news = self._scheduler.known.news, []
-        for site, text in news:
-            log.info("%s/%s: %s", site, self._vmta.name, text)
+        for site, event in news:
+            log.info("%s/%s: %s", site, self._vmta.name, event.text)
         if news:
             self._save_state()
 

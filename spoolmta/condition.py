@@ -14,6 +14,7 @@ and the last is normal. Every change of mode is an event with its reason.
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any
 
@@ -63,11 +64,26 @@ class Override(Struct):
         )
 
 
-class Event(Struct):
-    """Something that changed, when (Unix seconds) and why."""
+class EventKind(enum.Enum):
+    """What an event is about, for those who do not want to hear of everything."""
+
+    BACKOFF = "backoff"
+    RECOVERING = "recovering"
+    NORMAL = "normal"
+    SOURCE_DISABLED = "source disabled"
+    SOURCE_ENABLED = "source enabled"
+    OTHER = "other"
+
+    __hash__ = object.__hash__
+
+
+class Event(Struct, omit_defaults=True):
+    """Something that changed, when (Unix seconds) and why; `address` where it is about a source address."""
 
     time: float
     text: str
+    kind: EventKind = EventKind.OTHER
+    address: str = ""
 
 
 class Hold(Struct):
@@ -79,7 +95,8 @@ class Hold(Struct):
 
 class Condition(Struct, omit_defaults=True):
     """Times are Unix seconds. `blocked_until`: nothing is opened before. `window`: sessions the site seems to bear, 0
-    where that is not known. `disabled`: source addresses that are not used here. `events` are the last of `noted`."""
+    where that is not known. `disabled`: source addresses that are not used here. `events` are the last of `noted`, of
+    which the first `told` have been told to the operator."""
 
     failures: int = 0
     blocked_until: float = 0.0
@@ -96,6 +113,7 @@ class Condition(Struct, omit_defaults=True):
     window: float = 0.0
     events: list[Event] = []
     noted: int = 0
+    told: int = 0
 
     def is_ordinary(self, now: float) -> bool:
         """Whether nothing would be lost if this were forgotten."""
@@ -107,19 +125,27 @@ class Condition(Struct, omit_defaults=True):
             or self.overrides
             or self.disabled
             or self.window
+            or self.noted > self.told
         )
 
-    def note(self, now: float, text: str) -> None:
+    def note(self, now: float, text: str, kind: EventKind = EventKind.OTHER, address: str = "") -> None:
         self.noted += 1
-        self.events.append(Event(now, text))
+        self.events.append(Event(now, text, kind, address))
         del self.events[:-MAX_EVENTS]
+
+    def tell(self) -> list[Event]:
+        """The events that nobody has been told of yet, as far as they are remembered; now they are told."""
+        fresh = min(self.noted - self.told, len(self.events))
+        self.told = self.noted
+        return self.events[-fresh:] if fresh > 0 else []
 
 
 class Memory:
-    """Conditions of sites that have no mail now."""
+    """Conditions of sites that have no mail now. At `next_time`, or after it, one of them has something to `tick`."""
 
     def __init__(self) -> None:
         self._conditions: dict[str, Condition] = {}
+        self.next_time = math.inf
 
     def __repr__(self) -> str:
         return f"Memory({self._conditions})"
@@ -134,13 +160,17 @@ class Memory:
 
     def put(self, key: str, condition: Condition) -> None:
         self._conditions[key] = condition
+        self.next_time = min(self.next_time, next_time(condition))
         while len(self._conditions) > MAX_REMEMBERED:
             del self._conditions[next(iter(self._conditions))]
 
     def tidy(self, key: str, now: float) -> None:
         """Forget what need not be remembered."""
-        if key in self._conditions and self._conditions[key].is_ordinary(now):
+        state = self._conditions.get(key)
+        if state is not None and state.is_ordinary(now):
             del self._conditions[key]
+        elif state is not None:
+            self.next_time = min(self.next_time, next_time(state))
 
     def all(self) -> dict[str, Condition]:
         return self._conditions
@@ -155,7 +185,7 @@ def enter_backoff(condition: Condition, policy: DomainPolicy, now: float, reason
     if changed or reason:
         condition.mode_reason = reason
     if changed:
-        condition.note(now, f"backoff: {reason}")
+        condition.note(now, f"backoff: {reason}", EventKind.BACKOFF)
     return changed
 
 
@@ -167,11 +197,11 @@ def leave_backoff(condition: Condition, policy: DomainPolicy, now: float, reason
     if policy.backoff_recovery_interval > 0:
         condition.mode, condition.step = RECOVERING, 1
         condition.next_step = now + policy.backoff_recovery_interval
-        condition.note(now, f"recovering: {reason}")
+        condition.note(now, f"recovering: {reason}", EventKind.RECOVERING)
         _end_recovery(condition, policy, now)
     else:
         condition.mode, condition.step = NORMAL, 0
-        condition.note(now, f"normal: {reason}")
+        condition.note(now, f"normal: {reason}", EventKind.NORMAL)
     return True
 
 
@@ -180,7 +210,7 @@ def set_normal(condition: Condition, now: float, reason: str) -> bool:
     if condition.mode == NORMAL:
         return False
     condition.mode, condition.step, condition.mode_until, condition.mode_reason = NORMAL, 0, FOREVER, reason
-    condition.note(now, f"normal: {reason}")
+    condition.note(now, f"normal: {reason}", EventKind.NORMAL)
     return True
 
 
@@ -209,14 +239,14 @@ def disable_source(condition: Condition, now: float, address: str, reason: str, 
     is_new = address not in condition.disabled
     condition.disabled[address] = Hold(until, reason)
     if is_new:
-        condition.note(now, f"source {address} disabled: {reason}")
+        condition.note(now, f"source {address} disabled: {reason}", EventKind.SOURCE_DISABLED, address)
     return is_new
 
 
 def enable_source(condition: Condition, now: float, address: str, reason: str) -> bool:
     if condition.disabled.pop(address, None) is None:
         return False
-    condition.note(now, f"source {address} enabled: {reason}")
+    condition.note(now, f"source {address} enabled: {reason}", EventKind.SOURCE_ENABLED, address)
     return True
 
 

@@ -18,14 +18,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import process, reaction, record, state, verdict
+from spoolmta import alert, condition, process, reaction, record, state, verdict
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
+from spoolmta.condition import Condition
 from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
 from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger
+from spoolmta.mailer import Mailer
 from spoolmta.model import Answer, Config, DomainPolicy, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.passage import Passage
@@ -70,6 +72,7 @@ class Delivery:
         self._passage = Passage(config, layout, self._scheduler, self._partition)
         self._standing = Standing(config, layout, self._scheduler, self._passage, vmta)
         self._rerouting = Rerouting(config, self._scheduler, self._passage, self._policy, vmta)
+        self._mailer = Mailer(config, vmta)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
         owner = Owner(self._policy, self._scheduler.site_of, self._add)
@@ -128,8 +131,10 @@ class Delivery:
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         left = state.load(self._layout, self._vmta.name)
         self._switchboard.orders = left.orders
-        for key, condition in left.sites.items():
-            self._scheduler.known.memory.put(key, condition)
+        for key, found in left.sites.items():
+            self._scheduler.known.memory.put(key, found)
+        self._scheduler.known.tick_remembered(self._resolve, self._now())
+        self._mailer.restore(left.alerted, self._now())
         self._carrier.responses.restore(left.counts, self._now())
         await self._switchboard.open()
         self._scan_if_wanted()
@@ -160,6 +165,10 @@ class Delivery:
                 self._partition.tend_journal()
                 self._request_turn()
             self._ledger.remind(now)
+            self._mailer.send(now)
+            if self._scheduler.known.memory.next_time <= now:
+                self._scheduler.known.tick_remembered(self._resolve, now)
+                self._request_turn()
             self._commons.rest()
             if self._scheduler.yield_to_others():
                 self._request_turn()
@@ -171,7 +180,10 @@ class Delivery:
 
     def _is_idle(self, now: float) -> bool:
         return (
-            not self._lanes and self._ledger.is_settled and self._scheduler.next_due() > now + self._config.sleep_after
+            not self._lanes
+            and self._ledger.is_settled
+            and not self._mailer.is_gathering
+            and self._scheduler.next_due() > now + self._config.sleep_after
         )
 
     def leave(self, is_orphan: bool) -> None:
@@ -207,6 +219,8 @@ class Delivery:
         self._loop.remove_reader(self._hints.descriptor)
         self._switchboard.close()
         self._ledger.close()
+        self._tell_news()
+        self._mailer.send(self._now(), is_last=True)
         self._save_state()
         self._rates.close()
         self._passage.close()
@@ -219,16 +233,24 @@ class Delivery:
         now = self._now()
         conditions = self._scheduler.known.conditions(now)
         board, counts = self._switchboard, self._carrier.responses.export()
-        wake = max(now, self._scheduler.next_due())  # mail that came while we were leaving is due at once, not never
-        left = state.State(wake, conditions, counts, board.orders, board.domains())
+        due = min(self._scheduler.next_due(), self._next_alert(conditions))
+        wake = max(now, due)  # mail that came while we were leaving is due at once, not never
+        left = state.State(wake, conditions, counts, board.orders, board.domains(), self._mailer.sent(now))
         state.save(self._layout, self._vmta.name, left)
+
+    def _next_alert(self, conditions: dict[str, Condition]) -> float:
+        """When something ends at a site that its operators want to hear of by mail."""
+        heard = (of for site, of in conditions.items() if alert.is_wanted(self._resolve(site, site)))
+        return min((condition.next_time(of) for of in heard), default=math.inf)
 
     def _tell_news(self) -> None:
         """What happened to sites is told, and kept at once: a crash must not forget why a queue is slow."""
         news, self._scheduler.known.news = self._scheduler.known.news, []
-        for site, text in news:
-            log.info("%s/%s: %s", site, self._vmta.name, text)
+        for site, event in news:
+            log.info("%s/%s: %s", site, self._vmta.name, event.text)
+            self._mailer.hear(site, event, self._resolve(site, site))
         if news:
+            self._mailer.send(self._now())
             self._save_state()
 
     def reconfigure(self, config: Config) -> None:
@@ -239,6 +261,7 @@ class Delivery:
         self._standing.reconfigure(config)
         self._rerouting.reconfigure(config)
         self._ledger.reconfigure(config)
+        self._mailer.reconfigure(config)
         self._commons.reconfigure(config)
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation

@@ -149,10 +149,14 @@ _SUBJECTS = {
 }
 
 
+def author_of(configured: str, host: str) -> str:
+    """The From header of mail that we write ourselves; `configured` is custom-dsn-from-header."""
+    return configured or f"Mail Delivery System <MAILER-DAEMON@{host}>"
+
+
 def _header(report: Report) -> list[str]:
-    author = report.author or f"Mail Delivery System <MAILER-DAEMON@{report.host}>"
     return [
-        f"From: {author}",
+        f"From: {author_of(report.author, report.host)}",
         f"To: <{report.sender}>",
         f"Subject: {_SUBJECTS[report.action]}",
         f"Date: {date(report.now)}",

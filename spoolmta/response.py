@@ -29,7 +29,7 @@ _UNLIMITED_AT_ZERO = frozenset({"max_msg_per_connection"})
 class Rules:
     """The rules that hold for one site in one VMTA, strongest first."""
 
-    __slots__ = ("may_match_success", "_memory", "_rules", "shares")
+    __slots__ = ("_memory", "_rules", "may_match_success", "shares")
 
     def __init__(self, rules: Iterable[ResponseRule]) -> None:
         self._rules = tuple(rules)

@@ -35,7 +35,7 @@ from spoolmta.model import DomainPolicy, Failure
 from spoolmta.sessions import Sessions
 from spoolmta.sharing import AGAIN, ALONE, Partners
 from spoolmta.site import Group, Queue, Site
-from spoolmta.sites import Chance, Sites
+from spoolmta.sites import Chance, Policies, Sites
 from spoolmta.sources import Sources
 
 BATCH = 500
@@ -44,9 +44,6 @@ not hold up the others."""
 SOON = 0.001
 OUR_PAUSE = 60.0
 """Seconds a site waits when a session could not be begun for want of something of our own."""
-
-Policies = Callable[[str, str], DomainPolicy]
-"""The complete policy for (site, domain); that of a site itself for (site, site)."""
 
 
 class Scheduler:

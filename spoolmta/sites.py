@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from spoolmta import condition
 from spoolmta.agenda import Agenda
-from spoolmta.condition import Condition, Memory
+from spoolmta.condition import Condition, Event, Memory
 from spoolmta.limits import CellsFor, Limits
 from spoolmta.model import DomainPolicy
 from spoolmta.rate import pick
@@ -18,6 +19,8 @@ JITTER = 0.05
 
 Chance = Callable[[], float]
 """Numbers from 0 to 1."""
+Policies = Callable[[str, str], DomainPolicy]
+"""The complete policy for (site, domain); that of a site itself for (site, site)."""
 
 
 class Sites:
@@ -30,8 +33,7 @@ class Sites:
         self._sources = sources
         self._chance = chance
         self._cells_for = cells_for
-        self._told: dict[str, int] = {}
-        self.news: list[tuple[str, str]] = []
+        self.news: list[tuple[str, Event]] = []
         """What happened to which site, to be told to the operator; whoever tells it empties the list."""
 
     def __repr__(self) -> str:
@@ -40,8 +42,8 @@ class Sites:
     def make(self, key: str, policy: DomainPolicy, now: float) -> Site:
         """A site that gets mail, in the condition it was left in."""
         state = self.memory.take(key)
-        self._told[key] = state.noted
         condition.tick(state, policy, now)
+        self.tell(key, state)
         limits = Limits(key, policy, condition.in_force(policy, state), self._cells_for, now)
         site = self.by_key[key] = Site(key, policy, state, limits)
         site.tick_at = condition.next_time(state)
@@ -86,10 +88,16 @@ class Sites:
 
     def tell(self, key: str, state: Condition) -> None:
         """Its events since the last time are news."""
-        fresh = min(state.noted - self._told.get(key, 0), len(state.events))
-        if fresh > 0:
-            self.news += [(key, event.text) for event in state.events[-fresh:]]
-        self._told[key] = state.noted
+        self.news += [(key, event) for event in state.tell()]
+
+    def tick_remembered(self, policies: Policies, now: float) -> None:
+        """Do what has become due at sites that have no mail, and tell what nobody has been told of."""
+        self.memory.next_time = math.inf
+        for key, state in [*self.memory.all().items()]:
+            if condition.next_time(state) <= now:
+                condition.tick(state, policies(key, key), now)
+            self.tell(key, state)
+            self.memory.tidy(key, now)
 
     def forget(self, site: Site, now: float) -> None:
         """A site has neither mail nor sessions any more."""
@@ -97,5 +105,4 @@ class Sites:
             self.memory.put(site.key, site.condition)
         if self.by_key.get(site.key) is site:
             del self.by_key[site.key]
-            self._told.pop(site.key, None)
         self._agenda.forget(site)

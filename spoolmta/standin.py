@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from spoolmta import condition, control, disk, entry, state, switch, view
+from spoolmta import alert, condition, control, disk, entry, state, switch, view
 from spoolmta.clearance import BATCH, Chosen, Clearance, Learned, Outcome
 from spoolmta.condition import Condition
 from spoolmta.errors import SpoolError, UnavailableError
@@ -65,9 +65,10 @@ def locked(layout: Layout, vmta: str) -> Iterator[int | None]:
             os.close(lock)
 
 
-def wake(layout: Layout, vmta: str) -> None:
-    """Have the running system, if there is one, begin a process for a VMTA that has mail: its state has changed."""
-    if disk.is_locked(layout.lock) and next(audit.items(layout, vmta), None) is not None:
+def wake(layout: Layout, vmta: str, *, has_news: bool = False) -> None:
+    """Have the running system, if there is one, begin a process for a VMTA that has mail, or something to tell the
+    operator by mail: its state has changed."""
+    if disk.is_locked(layout.lock) and (has_news or next(audit.items(layout, vmta), None) is not None):
         hints = control.HintWriter(layout.run)
         hints.send(vmta, [control.SCAN])
         hints.close()
@@ -133,7 +134,9 @@ def turn(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch
     question = {"ask": "switch", "site": pattern, "switch": msgspec.to_builtins(wanted)}
     answer = carry_out(layout, vmta, question, lambda _: _turn_alone(config, layout, vmta, pattern, wanted))
     if not answer["process"] and (wanted.do != switch.PAUSE or wanted.until):
-        wake(layout, vmta)
+        table = PolicyTable(config, vmta)
+        is_heard = any(alert.is_wanted(table.resolve(site, site)) for site in answer.get("changed", ()))
+        wake(layout, vmta, has_news=is_heard)
     return answer
 
 

@@ -30,13 +30,15 @@ _FIRST_SLOTS = 16
 
 class State(Struct, frozen=True):
     """`wake` is in Unix seconds, 0 for never. `counts` are those of response rules (`trigger.State`). `orders` stand
-    for sites that come later; `domains` are the sites of domains with mail, where a domain is not one by itself."""
+    for sites that come later; `domains` are the sites of domains with mail, where a domain is not one by itself.
+    `alerted`: when whom a mail about queues was sent to (`alert.Gathering`)."""
 
     wake: float
     sites: dict[str, Condition]
     counts: trigger.State = msgspec.field(default_factory=trigger.State)
     orders: list[Order] = []
     domains: dict[str, str] = {}
+    alerted: dict[str, float] = {}
 
 
 def load(layout: Layout, vmta: str) -> State:

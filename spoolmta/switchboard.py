@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
-from spoolmta import condition, control, switch, view
+from spoolmta import control, switch, view
 from spoolmta.clearance import Chosen, Clearance, Learned
 from spoolmta.errors import TemporaryError
 from spoolmta.ledger import Ledger
@@ -151,12 +151,10 @@ class Switchboard:
         """Every site there is mail for, or anything known of."""
         now = self._now()
         known = self._scheduler.known
-        shown = []
-        for key, state in list(known.memory.all().items()):
-            condition.tick(state, self._policies(key, key), now)
-            known.memory.tidy(key, now)
-            if not state.is_ordinary(now):
-                shown.append(view.of_condition(key, state, now))
+        known.tick_remembered(self._policies, now)
+        if known.news:
+            self._on_change()
+        shown = [view.of_condition(key, state, now) for key, state in known.memory.all().items()]
         shown += [view.of_site(site, now) for site in known.by_key.values()]
         shown += [view.of_queue(queue, now) for queue in self._scheduler.queues.values() if queue.group is None]
         return {"sites": shown, "orders": msgspec.to_builtins(switch.in_force(self.orders, now))}

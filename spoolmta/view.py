@@ -9,16 +9,18 @@ from typing import Any
 import msgspec
 
 from spoolmta import config
-from spoolmta.condition import NORMAL, Condition, in_force
+from spoolmta.condition import NORMAL, Condition, EventKind, in_force
 from spoolmta.model import Config
 from spoolmta.policy import PolicyTable
 from spoolmta.site import Queue, Site
+
+_MODES = frozenset({EventKind.BACKOFF, EventKind.RECOVERING, EventKind.NORMAL})
 
 
 def of_condition(key: str, state: Condition, now: float) -> dict[str, Any]:
     """A queue of which only the condition is known: it has no mail, or nobody works on it. Times are Unix seconds, 0
     for none."""
-    changed = [event for event in state.events if event.text.partition(":")[0] in ("backoff", "recovering", "normal")]
+    changed = [event for event in state.events if event.kind in _MODES]
     return {
         "site": key,
         "mode": state.mode,

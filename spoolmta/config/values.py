@@ -124,6 +124,16 @@ def _read_author(value: object) -> str:
     return value
 
 
+def _read_address(value: object) -> str:
+    """An address of an operator, as it goes on the wire and into a header."""
+    if not isinstance(value, str) or not value.isascii():
+        raise wrong('a mail address in ASCII, like "ops@example.com"', value)
+    try:
+        return address.split(value)[0]
+    except address.NotAnAddress as error:
+        raise BadValue(f"{shown(value)} is no mail address: {error}") from None
+
+
 def _read_user(value: object) -> str:
     if not isinstance(value, str) or not _USER.fullmatch(value):
         raise wrong('the name of a user of this machine, like "spoolmta"', value)
@@ -331,6 +341,7 @@ EXPRESSION = Kind(_read_expression)
 FIELD_NAME = Kind(_read_field_name)
 FLAG = Kind(_read_flag)
 AUTHOR = Kind(_read_author)
+ADDRESSES = Kind(listed(_read_address, '["ops@example.com"]', is_empty_allowed=True))
 SCHEDULE = Kind(_read_schedule, _write_schedule)
 TEXTS = Kind(listed(_read_text, '["vmta.d/*.toml"]', is_empty_allowed=True))
 NAMES = Kind(listed(_read_text, '["bulk", "news"]'))

@@ -81,8 +81,10 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     backoff_to_normal_after: float = math.inf
     backoff_to_normal_after_delivery: bool = False
     backoff_recovery_interval: float = 0.0
+    backoff_notify: tuple[str, ...] = ()
     backoff_upon_all_sources_disabled: bool = False
     reenable_source_ip_after: float = math.inf
+    disabled_source_ip_notify: tuple[str, ...] = ()
     retry_upon_new_mail: bool = False
     retry_recipients_after: tuple[float, ...] = (600.0,)
     bounce_after: float = 388_800.0

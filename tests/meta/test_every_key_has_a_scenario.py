@@ -28,6 +28,7 @@ DANE = "integration/test_dane_and_mta_sts_protect_domains.py::"
 TOLD = "integration/test_senders_are_told.py::"
 SHARED = "integration/test_limits_hold_over_processes.py::"
 REROUTED = "integration/test_mail_goes_to_another_vmta_instead.py::"
+ALERTS = "integration/test_operators_get_mail_about_queues.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -103,6 +104,8 @@ SCENARIOS = {
     "domain.backoff-to-normal-after": REPLIES + "test_back_off_ends_with_its_time_or_with_a_delivery",
     "domain.backoff-to-normal-after-delivery": REPLIES + "test_back_off_ends_with_its_time_or_with_a_delivery",
     "domain.backoff-recovery-interval": REPLIES + "test_a_recovery_climbs_to_the_normal_limits",
+    "domain.backoff-notify": ALERTS + "test_a_queue_that_enters_and_leaves_back_off_is_told_of",
+    "domain.disabled-source-ip-notify": ALERTS + "test_a_source_address_that_is_disabled_and_enabled_is_told_of",
     "domain.backoff-upon-all-sources-disabled": REPLIES
     + "test_without_any_address_the_queue_waits_in_back_off_until_one_is_enabled",
     "domain.reenable-source-ip-after": REPLIES

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolmta import condition
-from spoolmta.condition import BACKOFF, FOREVER, NORMAL, RECOVERING, Condition, Override
+from spoolmta.condition import BACKOFF, FOREVER, NORMAL, RECOVERING, Condition, Memory, Override
 from spoolmta.model import UNLIMITED, DomainPolicy, Rate
 
 NOW = 1_700_000_000.0
@@ -91,6 +91,30 @@ def test_nothing_changes_before_its_time_and_something_does_at_it(
     if again < math.inf:
         assert condition.tick(state, policy, again)
         assert condition.next_time(state) > again
+
+
+@given(policies, st.lists(st.tuples(signals, st.floats(0, 500), st.booleans()), max_size=30))
+def test_every_event_is_told_once_and_what_nobody_was_told_of_is_not_forgotten(
+    policy: DomainPolicy, story: list[tuple[str, float, bool]]
+) -> None:
+    memory, now, told, kept = Memory(), NOW, 0, 0
+    for what, pause, is_told in story:
+        now += pause
+        state = memory.of("a.test")
+        before = state.noted
+        condition.tick(state, policy, now)
+        signal(state, policy, what, now)
+        kept += state.noted - before
+        if is_told:
+            waiting = state.noted - state.told
+            found = state.tell()
+            assert len(found) == min(waiting, condition.MAX_EVENTS)
+            assert found == state.events[len(state.events) - len(found) :]
+            told += waiting
+        memory.tidy("a.test", now)
+        assert memory.next_time <= min((condition.next_time(one) for one in memory.all().values()), default=math.inf)
+    told += memory.of("a.test").noted - memory.of("a.test").told
+    assert told == kept
 
 
 @given(policies)

@@ -28,6 +28,7 @@ schedules = st.lists(durations, min_size=1, max_size=30).map(tuple)
 periods = st.builds(int.__mul__, st.integers(1, 999), st.sampled_from([1, 60, 3600, 86_400])).map(float)
 rates = st.builds(Rate, st.integers(1, 10**6).map(float), periods) | st.just(Rate(math.inf))
 networks = st.sampled_from(["192.0.2.0/24", "0.0.0.0/0", "2001:db8::/32", "127.0.0.1/32"])
+operators = st.lists(st.sampled_from(["ops@example.com", '"a b"@[192.0.2.1]']), max_size=3).map(tuple)
 volumes = st.builds(Rate, st.integers(1, 10**9).map(float), periods) | st.just(Rate(math.inf))
 
 
@@ -56,6 +57,8 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "source_ip_max_data_volume_rate": by_network(volumes),
     "backoff_retry_after": schedules,
     "backoff_to_normal_after": durations | st.just(math.inf),
+    "backoff_notify": operators,
+    "disabled_source_ip_notify": operators,
     "reenable_source_ip_after": durations | st.just(math.inf),
     "smtp_hosts": st.lists(st.lists(hosts, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple),
     "default_smtp_port": st.integers(1, 65_535),

@@ -176,6 +176,19 @@ def test_a_schedule_is_one_duration_or_a_list(tmp_path: Path) -> None:
     assert "got an empty list" in one_problem(tmp_path, '[domain."*"]\nretry-after = []\n')
 
 
+@pytest.mark.parametrize("key", ["backoff-notify", "disabled-source-ip-notify"])
+def test_operators_are_mail_addresses_in_a_list_that_may_be_empty(tmp_path: Path, key: str) -> None:
+    assert domain_value(tmp_path, f'{key} = ["ops@example.com", "<a.b@x.test>"]') == ("ops@example.com", "a.b@x.test")
+    assert domain_value(tmp_path, f"{key} = []") == ()
+    for written, message in (
+        ('"ops@example.com"', 'expected a list like ["ops@example.com"], got "ops@example.com"'),
+        ('["ops"]', '"ops" is no mail address: it has no @'),
+        ('["jörg@example.com"]', 'expected a mail address in ASCII, like "ops@example.com", got "jörg@example.com"'),
+    ):
+        said = one_problem(tmp_path, f'[domain."*"]\n{key} = {written}\n')
+        assert said == f'spoolmta.toml:4: domain."*".{key}: {message}'
+
+
 @pytest.mark.parametrize(
     ("written", "rate"),
     [

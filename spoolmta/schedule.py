@@ -352,6 +352,8 @@ class Scheduler:
             if queue.held_until and queue.held_until <= now:
                 queue.held_until = 0.0
                 queue.list_ready()
+            elif now < queue.held_until < math.inf:  # it has one time, and was looked at for something else
+                self._agenda.arm(queue.held_until, queue)
             self._agenda.mark(queue.group.site)
         elif not queue.has_ready:
             if not queue.waiting and not queue.locating:

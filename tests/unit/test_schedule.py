@@ -423,3 +423,29 @@ def test_a_site_that_serves_us_on_other_sessions_is_not_blamed_for_refusing_one_
     site = scheduler.sites["a.test"]
     assert (site.condition.failures, site.condition.blocked_until) == (0, 0)
     assert (site.condition.window, site.calm_until) == (1.0, NOW + CALM)
+
+
+def test_a_domain_that_its_own_rate_holds_goes_on_in_time_though_a_retry_was_due_before() -> None:
+    shared = DomainPolicy(max_smtp_out=1, max_msg_rate=Rate(1000, 1))
+    own = DomainPolicy(max_smtp_out=1, max_msg_rate=Rate(1, 60))
+    scheduler = make()
+    for number in range(2):
+        scheduler.add("a.test", name(number), 0, NOW)
+    scheduler.add("a.test", name(2), NOW + 10, NOW)
+    scheduler.step(NOW)
+    scheduler.located("a.test", "one", lambda _, domain: own if domain == "a.test" else shared, NOW)
+    scheduler.step(NOW)
+    scheduler.opened(1, NOW)
+    assert scheduler.step(NOW)[0] == [Assign(1, "a.test", name(0))]
+    scheduler.finished(1, NOW, answered=True, reusable=True)
+    now, seen = NOW, 0
+    while now < NOW + 200:
+        actions, wake = scheduler.step(now)
+        seen += sum(isinstance(action, Assign) for action in actions)
+        for action in actions:
+            if isinstance(action, Open):
+                scheduler.opened(action.session, now)
+            elif isinstance(action, Assign):
+                scheduler.finished(action.session, now, answered=True, reusable=True)
+        now = now if actions else wake
+    assert seen == 2

@@ -123,7 +123,7 @@ class Delivery:
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         left = state.load(self._layout, self._vmta.name)
-        self._switchboard.orders = left.orders
+        self._switchboard.obey(left.orders)
         for key, condition in left.sites.items():
             self._scheduler.known.memory.put(key, condition)
         self._carrier.responses.restore(left.counts, self._now())
@@ -149,6 +149,8 @@ class Delivery:
             now = self._now()
             if self._standing.tend(now):
                 self._request_turn()
+            if self._switchboard.tend():
+                self._request_turn()
             if now - last_scan > RESCAN:
                 last_scan = now
                 self._scan_wanted = True
@@ -165,9 +167,11 @@ class Delivery:
                 self._request_turn()
 
     def _is_idle(self, now: float) -> bool:
-        return (
-            not self._lanes and self._ledger.is_settled and self._scheduler.next_due() > now + self._config.sleep_after
-        )
+        return not self._lanes and self._ledger.is_settled and self._next_due() > now + self._config.sleep_after
+
+    def _next_due(self) -> float:
+        """When there is something to do for the mail that waits."""
+        return min(self._scheduler.next_due(), self._switchboard.next_release())
 
     def leave(self, is_orphan: bool) -> None:
         """Begin nothing new, finish what is under way; an orphan leaves what has no final dot yet to its successor."""
@@ -214,7 +218,7 @@ class Delivery:
         now = self._now()
         conditions = self._scheduler.known.conditions(now)
         board, counts = self._switchboard, self._carrier.responses.export()
-        wake = max(now, self._scheduler.next_due())  # mail that came while we were leaving is due at once, not never
+        wake = max(now, self._next_due())  # mail that came while we were leaving is due at once, not never
         left = state.State(wake, conditions, counts, board.orders, board.domains())
         state.save(self._layout, self._vmta.name, left)
 
@@ -376,7 +380,7 @@ class Delivery:
         judged = verdict.judge(answer, policy)
         now = self._now()
         if judged.outcome is not None:
-            self._scheduler.condemned(domain, error.failure, now + error.retry_in)
+            self._scheduler.condemned(domain, error.failure, now + error.retry_in, policy.bounce_after)
             return
         pause = max(error.retry_in, policy.retry_after_dns_error)
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)

@@ -124,7 +124,9 @@ class Standing:
     def _pass_on_domain(self, pool: Pool, domain: str, until: float, now: float, most: int) -> int:
         queue = self._scheduler.queues[domain]
         names = itertools.chain(*(line.names for line in queue.lines.values()), (name for _, name in queue.waiting))
-        going = (name for name in names if entry.pool(name) == pool.name and entry.is_older(name, until))
+        is_held = self._scheduler.is_held  # where its job is paused it stays: elsewhere that may not be so
+        pooled = (name for name in names if entry.pool(name) == pool.name and not is_held(name))
+        going = (name for name in pooled if entry.is_older(name, until))
         meant = set(itertools.islice(going, most))
         if not meant:
             return 0

@@ -32,16 +32,18 @@ EIGHTH = 8
 
 
 class Line:
-    """The names of one job and priority at one queue. `is_listed` while they count for the site's backlog."""
+    """The names of one job and priority at one queue. `is_listed` while they count for the site's backlog, which they
+    do not while their job `is_held`."""
 
-    __slots__ = ("is_listed", "job", "names", "priority", "queue")
+    __slots__ = ("is_held", "is_listed", "job", "names", "priority", "queue")
 
-    def __init__(self, queue: Queue, priority: int, job: str) -> None:
+    def __init__(self, queue: Queue, priority: int, job: str, is_held: bool = False) -> None:
         self.queue = queue
         self.priority = priority
         self.job = job
         self.names: deque[str] = deque()
         self.is_listed = False
+        self.is_held = is_held
 
     def __repr__(self) -> str:
         return f"Line({self.queue.domain}, priority={self.priority}, job={self.job}, {len(self.names)} names)"

@@ -130,7 +130,7 @@ class Delivery:
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         left = state.load(self._layout, self._vmta.name)
-        self._switchboard.orders = left.orders
+        self._switchboard.obey(left.orders)
         for key, found in left.sites.items():
             self._scheduler.known.memory.put(key, found)
         self._scheduler.known.tick_remembered(self._resolve, self._now())
@@ -158,6 +158,8 @@ class Delivery:
             now = self._now()
             if self._standing.tend(now) or self._rerouting.tend(now):
                 self._request_turn()
+            if self._switchboard.tend():
+                self._request_turn()
             self._passage.pay()
             if now - last_scan > RESCAN:
                 last_scan = now
@@ -183,8 +185,12 @@ class Delivery:
             not self._lanes
             and self._ledger.is_settled
             and not self._mailer.is_gathering
-            and self._scheduler.next_due() > now + self._config.sleep_after
+            and self._next_due() > now + self._config.sleep_after
         )
+
+    def _next_due(self) -> float:
+        """When there is something to do for the mail that waits."""
+        return min(self._scheduler.next_due(), self._switchboard.next_release())
 
     def leave(self, is_orphan: bool) -> None:
         """Begin nothing new, finish what is under way; an orphan leaves what has no final dot yet to its successor."""
@@ -233,7 +239,7 @@ class Delivery:
         now = self._now()
         conditions = self._scheduler.known.conditions(now)
         board, counts = self._switchboard, self._carrier.responses.export()
-        due = min(self._scheduler.next_due(), self._next_alert(conditions))
+        due = min(self._next_due(), self._next_alert(conditions))
         wake = max(now, due)  # mail that came while we were leaving is due at once, not never
         left = state.State(wake, conditions, counts, board.orders, board.domains(), self._mailer.sent(now))
         state.save(self._layout, self._vmta.name, left)
@@ -410,7 +416,7 @@ class Delivery:
         judged = verdict.judge(answer, policy)
         now = self._now()
         if judged.outcome is not None:
-            self._scheduler.condemned(domain, error.failure, now + error.retry_in)
+            self._scheduler.condemned(domain, error.failure, now + error.retry_in, policy.bounce_after)
             return
         pause = max(error.retry_in, policy.retry_after_dns_error)
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)

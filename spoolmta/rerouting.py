@@ -48,14 +48,15 @@ class Rerouting:
     def takes(self, domain: str, name: str, now: float) -> bool:
         """Whether an entry that has just come goes on to another VMTA; then it has gone."""
         target = self._target(domain) if self.is_used else ""
-        if not target or entry.was_rerouted_by(name, target):
+        if not target or entry.was_rerouted_by(name, target) or self._scheduler.is_held(name):
             return False
         return bool(self._passage.give(domain, name, self._choose(domain, target, now), now, is_marked=True))
 
     def take_all(self, domain: str, now: float) -> int:
         """Pass on what waits for a domain, if it goes elsewhere; how many entries."""
         target = self._target(domain) if self.is_used else ""
-        names = self._passage.waiting(domain) if target else []
+        is_held = self._scheduler.is_held  # where its job is paused it stays: elsewhere that may not be so
+        names = [name for name in self._passage.waiting(domain) if not is_held(name)] if target else []
         going = [name for name in names if not entry.was_rerouted_by(name, target)]
         if len(going) < len(names) and (domain, target) not in self._told:
             self._told.add((domain, target))

@@ -3,7 +3,8 @@
 `Scheduler.step(now)` looks at the clock it is given and nothing else, returns actions, and says when it wants to
 be asked again. Whoever performs the actions reports back (`located`, `opened`, `finished`, ...).
 
-    names      wait in the Queue of their domain: in its lines, ready, or `waiting` for their due time
+    names      wait in the Queue of their domain: in its lines, ready (or held with their job), or `waiting` for their
+               due time
     a Queue    is new -> being located -> located (it belongs to a Group of a Site), or condemned (its mail is given
                back with the failure), or it waits for the next look-up
     a Site     is what shares limits at the receiving end; it is open, paused, or blocked until a time after a failure
@@ -11,11 +12,11 @@ be asked again. Whoever performs the actions reports back (`located`, `opened`, 
 
 Laws. Limits are never exceeded: sessions of a site, of a source address, of the VMTA, messages of a session,
 recipients, connections and bytes in any window of a rate. A name is in exactly one place: waiting, ready, or on one
-session; it leaves by exactly one action (Assign, Reject, Expire). `wake_at` is in the future. A blocked site opens
-nothing, but its open sessions go on (a receiver that refuses our 21st connection still takes mail on the 20 others);
-after a failure one session goes first, the others follow its success. Sites that wait for a free session of the VMTA
-get one in turn, those of a higher queue-priority first. A report about a session that is already gone is ignored.
-`now` is Unix seconds from a clock that does not jump.
+session; it leaves by exactly one action (Assign, Reject, Expire), a held one only by Expire. `wake_at` is in the
+future. A blocked site opens nothing, but its open sessions go on (a receiver that refuses our 21st connection still
+takes mail on the 20 others); after a failure one session goes first, the others follow its success. Sites that wait for
+a free session of the VMTA get one in turn, those of a higher queue-priority first. A report about a session that is
+already gone is ignored. `now` is Unix seconds from a clock that does not jump.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 from spoolmta import concurrency, condition, entry
 from spoolmta.action import Action, Close, Expire, Locate, Reject, VmtaLimits
@@ -45,6 +47,8 @@ SOON = 0.001
 OUR_PAUSE = 60.0
 """Seconds a site waits when a session could not be begun for want of something of our own."""
 
+JOB_IS_HELD = "the job is paused"
+
 
 class Scheduler:
     """All queues, sites and sessions of one VMTA. `chance` gives numbers from 0 to 1, `cells_for` the memory in which
@@ -58,6 +62,7 @@ class Scheduler:
         partners: Partners = ALONE,
     ) -> None:
         self.queues: dict[str, Queue] = {}
+        self._held_jobs: set[str] = set()
         self._chance = chance
         self._cells_for = cells_for
         self._agenda: Agenda[Queue | Site] = Agenda()
@@ -100,7 +105,7 @@ class Scheduler:
 
     def add(self, domain: str, name: str, due: float, now: float) -> None:
         """An entry to be delivered: at once, or not before `due`."""
-        queue = self.queues.get(domain) or self.queues.setdefault(domain, Queue(domain))
+        queue = self.queues.get(domain) or self.queues.setdefault(domain, Queue(domain, self._held_jobs))
         self.size += 1
         if due > now:
             heapq.heappush(queue.waiting, (due, name))
@@ -124,23 +129,25 @@ class Scheduler:
         queue.set_policy(policies(site_key, domain), site.policy, self._cells_for(f"{site_key} {domain}"), now)
         group.queues.add(queue)
         queue.list_ready()
-        self._agenda.mark(site)
+        self._agenda.mark(queue)
 
     def unlocated(self, domain: str, now: float, until: float, reason: str, bounce_after: float) -> None:
         """The look-up failed for now; it is tried again at `until`. What has waited for bounce-after is given up."""
         queue = self.queues.get(domain)
         if queue is not None:
-            queue.locating, queue.retry_at, queue.reason = False, until, reason
+            queue.locating, queue.retry_at, queue.reason, queue.bounce_after = False, until, reason, bounce_after
             old = queue.withdraw_ready(lambda name: entry.is_older(name, now - bounce_after))
             self.size -= len(old)
             self._decided += [Expire(domain, name, reason) for name in old]
             self._agenda.mark(queue)
 
-    def condemned(self, domain: str, failure: Failure, until: float) -> None:
-        """The domain takes no mail: what waits is rejected, and so is what comes until `until`."""
+    def condemned(self, domain: str, failure: Failure, until: float, bounce_after: float) -> None:
+        """The domain takes no mail: what waits is rejected, and so is what comes until `until`. What is held with its
+        job may still wait for bounce-after."""
         queue = self.queues.get(domain)
         if queue is not None:
             queue.locating, queue.retry_at, queue.failure, queue.reason = False, until, failure, failure.text
+            queue.bounce_after = bounce_after
             self._agenda.mark(queue)
 
     def opened(self, number: int, now: float, source: str = "") -> None:
@@ -246,6 +253,7 @@ class Scheduler:
             self._refresh(site, now)
             for queue in self.queues_of(key):
                 queue.set_policy(policies(key, queue.domain), site.policy, None, now)
+                self._agenda.mark(queue)
 
     # What outlives a site's mail
 
@@ -268,18 +276,37 @@ class Scheduler:
         site = self.sites.get(key)
         return site is not None and self.known.block(site, now, reason, pause)
 
-    def hasten(self, key: str, now: float) -> None:
-        """Try a site again now, with all the mail that waits for its time."""
+    def hasten(self, key: str, now: float, is_meant: Callable[[str, str], bool] = lambda _domain, _name: True) -> None:
+        """Try a site again now, with all the mail that waits for its time and is meant, by domain and name."""
         state = self.known.condition_of(key)
         state.blocked_until = min(state.blocked_until, now)
         for queue in self.queues_of(key):
             if queue.failure is None:
                 queue.retry_at = 0.0
-            names, queue.waiting = queue.waiting, []
-            for _, name in sorted(names):
+            for name in queue.take_waiting(partial(is_meant, queue.domain)):
                 self._make_ready(queue, name, now)
             self._agenda.mark(queue)
         self.changed(key, now)
+
+    def hold_jobs(self, jobs: Collection[str]) -> bool:
+        """Hold the mail of these jobs and of no others, also what comes later; whether that is news. What is being sent
+        is finished."""
+        if self._held_jobs == set(jobs):
+            return False
+        self._held_jobs.clear()
+        self._held_jobs.update(jobs)
+        for queue in self.queues.values():
+            if queue.hold_jobs():
+                self._agenda.mark(queue)
+        return True
+
+    @property
+    def has_held(self) -> bool:
+        """Whether any mail is held with its job now, or will be when its time has come."""
+        return bool(self._held_jobs) and any(queue.has_held or queue.waiting for queue in self.queues.values())
+
+    def is_held(self, name: str) -> bool:
+        return bool(self._held_jobs) and entry.flow(name)[1] in self._held_jobs
 
     def withdraw(self, domain: str, is_meant: Callable[[str], bool], failure: Failure | None = None) -> list[str]:
         """Take names out of a queue, unless they are being sent; with a failure, they are given back with it."""
@@ -308,7 +335,9 @@ class Scheduler:
         if self._doomed:
             return 0.0
         times = [queue.waiting[0][0] for queue in self.queues.values() if queue.waiting]
-        times += [queue.ready_at for queue in self.queues.values() if queue.has_ready]
+        times += [queue.ready_at for queue in self.queues.values() if queue.is_wanting]
+        if self._held_jobs:
+            times += [queue.held_expiry for queue in self.queues.values()]
         return min(times, default=math.inf)
 
     # The decision
@@ -345,15 +374,19 @@ class Scheduler:
                 self._make_ready(queue, name, now)
         if queue.waiting:
             self._agenda.arm(queue.waiting[0][0], queue)
+        if self._held_jobs:
+            self._expire_held(queue, now, actions)
         if queue.group is not None:
             if queue.held_until and queue.held_until <= now:
                 queue.held_until = 0.0
                 queue.list_ready()
+            elif now < queue.held_until < math.inf:  # it has one time, and was looked at for something else
+                self._agenda.arm(queue.held_until, queue)
             self._agenda.mark(queue.group.site)
-        elif not queue.has_ready:
-            if not queue.waiting and not queue.locating:
+        elif not queue.is_wanting:
+            if queue.is_empty and not queue.locating:
                 self._drop(queue)
-        elif queue.failure is not None and queue.retry_at > now:
+        elif queue.failure is not None and queue.retry_at > now and queue.has_ready:
             rejected = queue.take_ready(BATCH)
             self.size -= len(rejected)
             actions += [Reject(queue.domain, name, queue.failure) for name in rejected]
@@ -407,12 +440,20 @@ class Scheduler:
         if again < math.inf:
             self._agenda.arm(again, site)
 
+    def _expire_held(self, queue: Queue, now: float, actions: list[Action]) -> None:
+        """Give up what has waited too long with its job, tried or not."""
+        expired = queue.take_expired_held(now)
+        self.size -= len(expired)
+        actions += [Expire(queue.domain, name, JOB_IS_HELD) for name in expired]
+        if (again := queue.held_expiry) < math.inf:
+            self._agenda.arm(again, queue)
+
     # Bookkeeping
 
     def _make_ready(self, queue: Queue, name: str, now: float) -> None:
         line = queue.line_of(name)
         line.names.append(name)
-        if queue.group is None:
+        if queue.group is None or line.is_held:
             self._agenda.mark(queue)
             return
         site = queue.group.site
@@ -437,7 +478,7 @@ class Scheduler:
     def _retire(self, site: Site, now: float) -> None:
         """Forget a site without mail and sessions, once its rates do not need it; its condition is remembered."""
         for group in [*site.groups.values()]:
-            for queue in [queue for queue in group.queues if not queue.waiting and not queue.has_ready]:
+            for queue in [queue for queue in group.queues if queue.is_empty]:
                 group.queues.discard(queue)
                 self._drop(queue)
             if not group.queues:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from spoolmta import entry
 from spoolmta.backlog import Backlog, Line
@@ -16,7 +17,8 @@ from spoolmta.rate import Cells, RateLimiter
 
 
 class Queue:
-    """The mail of one domain. `own` are the limits of its own that hold within its site's, if it has any."""
+    """The mail of one domain. `own` are the limits of its own that hold within its site's, if it has any. `held_jobs`
+    are those of the whole VMTA."""
 
     __slots__ = (
         "active",
@@ -24,6 +26,7 @@ class Queue:
         "domain",
         "failure",
         "group",
+        "held_jobs",
         "held_until",
         "is_limited",
         "lines",
@@ -35,8 +38,9 @@ class Queue:
         "waiting",
     )
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, domain: str, held_jobs: Collection[str] = ()) -> None:
         self.domain = domain
+        self.held_jobs = held_jobs
         self.lines: dict[tuple[int, str], Line] = {}
         self.waiting: list[tuple[float, str]] = []
         self.group: Group | None = None
@@ -58,12 +62,31 @@ class Queue:
         flow = entry.flow(name)
         line = self.lines.get(flow)
         if line is None:
-            line = self.lines[flow] = Line(self, *flow)
+            line = self.lines[flow] = Line(self, *flow, is_held=flow[1] in self.held_jobs)
         return line
 
     @property
     def has_ready(self) -> bool:
-        return any(line.names for line in self.lines.values())
+        return any(line.names and not line.is_held for line in self.lines.values())
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.waiting and not any(line.names for line in self.lines.values())
+
+    @property
+    def is_wanting(self) -> bool:
+        """Whether it has mail that may go, or held mail of which it is not known yet how long it may wait."""
+        return self.has_ready or (self.group is None and self.bounce_after == math.inf and self.has_held)
+
+    @property
+    def has_held(self) -> bool:
+        return any(line.names and line.is_held for line in self.lines.values())
+
+    @property
+    def held_expiry(self) -> float:
+        """When the first of its held mail has waited for bounce-after."""
+        held = (line.first_received() for line in self.lines.values() if line.is_held and line.names)
+        return min(held, default=math.inf) + self.bounce_after
 
     @property
     def ready_at(self) -> float:
@@ -85,7 +108,7 @@ class Queue:
         if self.group is None or self.held_until:
             return
         for line in self.lines.values():
-            if line.names:
+            if line.names and not line.is_held:
                 self.group.backlog.push(line)
 
     def unlist(self) -> None:
@@ -93,15 +116,47 @@ class Queue:
             for line in self.lines.values():
                 self.group.backlog.remove(line)
 
+    def count(self, is_meant: Callable[[str], bool]) -> int:
+        """How many names are meant of those that are ready, held or waiting."""
+        names = itertools.chain(*(line.names for line in self.lines.values()), (name for _, name in self.waiting))
+        return sum(map(is_meant, names))
+
+    def hold_jobs(self) -> bool:
+        """Its lines are held or let go as `held_jobs` has it now; whether that changed any."""
+        changed = [line for line in self.lines.values() if line.is_held != (line.job in self.held_jobs)]
+        for line in changed:
+            line.is_held = not line.is_held
+            if line.is_held and self.group is not None:
+                self.group.backlog.remove(line)
+        self.list_ready()
+        return bool(changed)
+
+    def take_expired_held(self, now: float) -> list[str]:
+        """What of held jobs has waited for bounce-after, taken off the head of each line."""
+        taken: list[str] = []
+        for line in self.lines.values():
+            if line.is_held:
+                taken += line.take_older(now - self.bounce_after)
+        return taken
+
     def take_ready(self, most: int) -> list[str]:
         """Up to so many ready names, taken out."""
         taken: list[str] = []
         for line in self.lines.values():
-            while line.names and len(taken) < most:
+            while line.names and not line.is_held and len(taken) < most:
                 taken.append(line.names.popleft())
         return taken
 
+    def take_waiting(self, is_meant: Callable[[str], bool]) -> list[str]:
+        """The names that are meant of those that wait for their time, the first due first, taken out."""
+        taken = sorted(item for item in self.waiting if is_meant(item[1]))
+        if taken:
+            self.waiting = [item for item in self.waiting if not is_meant(item[1])]
+            heapq.heapify(self.waiting)
+        return [name for _, name in taken]
+
     def withdraw_ready(self, is_meant: Callable[[str], bool]) -> list[str]:
+        """Of the names that are due, held or not, those that are meant, taken out."""
         taken: list[str] = []
         for line in self.lines.values():
             found = [name for name in line.names if is_meant(name)]
@@ -112,10 +167,7 @@ class Queue:
 
     def withdraw(self, is_meant: Callable[[str], bool]) -> list[str]:
         """The names that are meant, ready or waiting, taken out. No line may be listed."""
-        taken = self.withdraw_ready(is_meant) + [name for _, name in self.waiting if is_meant(name)]
-        self.waiting = [item for item in self.waiting if not is_meant(item[1])]
-        heapq.heapify(self.waiting)
-        return taken
+        return self.withdraw_ready(is_meant) + self.take_waiting(is_meant)
 
     def is_too_old(self, name: str, now: float) -> bool:
         """Whether an entry that has been tried has waited for bounce-after; one that was not gets its try."""

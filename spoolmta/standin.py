@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,8 +24,10 @@ from spoolmta.ledger import Ledger
 from spoolmta.model import Config, DomainPolicy
 from spoolmta.policy import PolicyTable
 from spoolmta.reporter import Owner
+from spoolmta.schedule import JOB_IS_HELD
 from spoolmta.shared import Page
 from spoolmta.spool import audit
+from spoolmta.spool.audit import Item
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, take
 from spoolmta.switch import Switch
@@ -95,6 +98,8 @@ def _look_alone(config: Config, layout: Layout, vmta: str) -> Answer:
     left = state.load(layout, vmta)
     table = PolicyTable(config, vmta)
     now = time.time()
+    jobs = switch.held_jobs(left.orders, now)
+    names: dict[str, list[str]] = {}
     shown = {key: view.of_condition(key, _ticked(table, key, found, now), now) for key, found in left.sites.items()}
     for item in audit.items(layout, vmta):
         site = left.domains.get(item.domain, item.domain)
@@ -109,10 +114,18 @@ def _look_alone(config: Config, layout: Layout, vmta: str) -> Answer:
             of_site["waiting"] += 1
             of_site["next_retry"] = min(of_site["next_retry"] or item.due, item.due)
         else:
-            of_site["ready"] += 1
-    for of_site in shown.values():
-        if not of_site["held_by"] and (of_site["ready"] or of_site["waiting"]):
-            of_site["held_by"] = "no process" if of_site["ready"] else "retry-recipients-after"
+            of_site["held" if entry.flow(item.name)[1] in jobs else "ready"] += 1
+        names.setdefault(site, []).append(item.name)
+    for site, of_site in shown.items():
+        of_site["held_jobs"] = view.of_jobs(names.get(site, ()), jobs)
+        if of_site["held_by"]:
+            continue
+        if of_site["ready"]:
+            of_site["held_by"] = "no process"
+        elif of_site["held"]:
+            of_site["held_by"] = JOB_IS_HELD
+        elif of_site["waiting"]:
+            of_site["held_by"] = "retry-recipients-after"
     return {"sites": list(shown.values()), "orders": msgspec.to_builtins(switch.in_force(left.orders, now))}
 
 
@@ -124,6 +137,12 @@ def _ticked(table: PolicyTable, key: str, found: Condition, now: float) -> Condi
 def _apply_standing(left: state.State, table: PolicyTable, site: str, found: Condition, now: float) -> None:
     for order in switch.standing(left.orders, site, now):
         switch.apply(found, table.resolve(site, site), now, order)
+
+
+def held_jobs(layout: Layout, vmta: str) -> dict[str, Switch]:
+    """The jobs that are paused in a VMTA, by their hashes. Its state tells, also of a running process: a switch is
+    there before it is answered."""
+    return switch.held_jobs(state.load(layout, vmta).orders, time.time())
 
 
 # Switching
@@ -142,11 +161,15 @@ def turn(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch
 
 def _turn_alone(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch) -> Answer:
     left = state.load(layout, vmta)
+    now = time.time()
+    if wanted.job:
+        orders, is_news = switch.order_job(left.orders, wanted, now)
+        state.save(layout, vmta, msgspec.structs.replace(left, orders=orders))
+        return {"changed": [switch.EVERYWHERE] if is_news else []}
     other = left.domains.get(pattern, "")
     if other:
         return {"elsewhere": other}
     table = PolicyTable(config, vmta)
-    now = time.time()
     changed = []
     for key in _named(layout, vmta, left, pattern):
         found = left.sites.get(key)
@@ -163,6 +186,39 @@ def _turn_alone(config: Config, layout: Layout, vmta: str, pattern: str, wanted:
     sites = {key: found for key, found in left.sites.items() if not found.is_ordinary(now)}
     state.save(layout, vmta, msgspec.structs.replace(left, sites=sites, orders=orders))
     return {"changed": changed}
+
+
+def rehearse(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch | None) -> Answer:
+    """What would come of turning a switch (none: of trying again), with the mail that is there; nothing is done."""
+    sites = {one["site"]: one for one in look(config, layout, vmta)["sites"]}
+    if not switch.is_pattern(pattern) and pattern not in sites:
+        other = next((key for key, one in sites.items() if pattern in one["domains"]), "")
+        if other:
+            return {"elsewhere": other}
+        sites[pattern] = view.of_condition(pattern, Condition(), time.time())
+    table = PolicyTable(config, vmta)
+    named = [one for key, one in sorted(sites.items()) if switch.matches(pattern, key)]
+    return {"changed": [one for one in named if _would_change(table, one, wanted)]}
+
+
+def rehearse_job(layout: Layout, vmta: str, wanted: Switch) -> Answer:
+    """What would come of pausing or resuming a job, with its mail that is there; nothing is done."""
+    now = time.time()
+    if not switch.order_job(state.load(layout, vmta).orders, wanted, now)[1]:
+        return {"changed": []}
+    found: dict[str, Answer] = {}
+    for item in audit.items(layout, vmta):
+        if entry.flow(item.name)[1] == wanted.job:
+            mail = found.setdefault(item.domain, {"site": item.domain, "ready": 0, "waiting": 0})
+            mail["waiting" if item.due > now else "ready"] += 1
+    return {"changed": [*found.values()] or [{"site": switch.EVERYWHERE, "ready": 0, "waiting": 0}]}
+
+
+def _would_change(table: PolicyTable, shown: Answer, wanted: Switch | None) -> bool:
+    if wanted is None:
+        return bool(shown["waiting"] or shown["blocked_until"])
+    found = msgspec.convert(shown["condition"], Condition)
+    return switch.apply(found, table.resolve(shown["site"], shown["site"]), time.time(), wanted)
 
 
 def _named(layout: Layout, vmta: str, left: state.State, pattern: str) -> list[str]:
@@ -190,31 +246,81 @@ def retry(layout: Layout, vmta: str, pattern: str) -> Answer:
 
 
 def _retry_alone(layout: Layout, vmta: str, pattern: str) -> Answer:
-    """The due times are in the names: those that lie ahead become now."""
     left = state.load(layout, vmta)
     other = left.domains.get(pattern, "")
     if other:
         return {"elsewhere": other}
     now = time.time()
-    changed = set()
+    changed = {key for key in left.sites if switch.matches(pattern, key) and _unblock(left, key, now)}
     count = 0
-    for key, found in left.sites.items():
-        if switch.matches(pattern, key) and found.blocked_until > now:
-            found.blocked_until = 0.0
-            changed.add(key)
     for domain in domains(layout, vmta):
         site = left.domains.get(domain, domain)
         if not switch.matches(pattern, site):
             continue
         for item in audit.items(layout, vmta, domain):
-            if item.due > now:
-                target = entry.with_state(item.name, item.attempts, int(now))
-                folder = f"{layout.queue}/{vmta}/{domain}/cur"
-                disk.rename(f"{folder}/{item.name}", f"{folder}/{target}")
+            if _hasten(layout, item, now):
                 changed.add(site)
                 count += 1
-    state.save(layout, vmta, msgspec.structs.replace(left, wake=min(left.wake or now, now) if count else left.wake))
+    _leave_retried(layout, vmta, left, count, now)
     return {"changed": sorted(changed), "messages": count}
+
+
+def retry_some(layout: Layout, vmta: str, entries: list[Chosen]) -> Answer:
+    """Have these entries tried now."""
+    changed: set[str] = set()
+    count = 0
+
+    def alone(left: list[Chosen], _lock: int) -> Answer:
+        return _retry_some_alone(layout, vmta, left)
+
+    for answer in _hand_over(layout, vmta, entries, {"ask": "retry some"}, alone):
+        changed.update(answer["changed"])
+        count += answer["messages"]
+        if not answer["process"]:
+            wake(layout, vmta)
+    return {"changed": sorted(changed), "messages": count}
+
+
+def _retry_some_alone(layout: Layout, vmta: str, entries: list[Chosen]) -> Answer:
+    left = state.load(layout, vmta)
+    now = time.time()
+    meant = {(one.domain, entry.bare(one.name)) for one in entries}
+    found = [
+        item
+        for domain in sorted({one.domain for one in entries})
+        for item in audit.items(layout, vmta, domain)
+        if (domain, entry.bare(item.name)) in meant
+    ]
+    for item in found:
+        _hasten(layout, item, now)
+    changed = {left.domains.get(item.domain, item.domain) for item in found}
+    for key in changed:
+        _unblock(left, key, now)
+    _leave_retried(layout, vmta, left, len(found), now)
+    return {"changed": sorted(changed), "messages": len(found)}
+
+
+def _hasten(layout: Layout, item: Item, now: float) -> bool:
+    """The due time is in the name: one that lies ahead becomes now."""
+    if item.due <= now:
+        return False
+    target = entry.with_state(item.name, item.attempts, int(now))
+    folder = f"{layout.queue}/{item.vmta}/{item.domain}/cur"
+    disk.rename(f"{folder}/{item.name}", f"{folder}/{target}")
+    return True
+
+
+def _unblock(left: state.State, key: str, now: float) -> bool:
+    """A site is tried again, whatever failed there; whether anything kept it."""
+    found = left.sites.get(key)
+    if found is None or found.blocked_until <= now:
+        return False
+    found.blocked_until = 0.0
+    return True
+
+
+def _leave_retried(layout: Layout, vmta: str, left: state.State, count: int, now: float) -> None:
+    state.save(layout, vmta, msgspec.structs.replace(left, wake=min(left.wake or now, now) if count else left.wake))
 
 
 # Taking mail out
@@ -254,22 +360,35 @@ def _clear(
     question: Answer,
     work: Callable[[Clearance, list[Chosen]], Outcome],
 ) -> Outcome:
-    """Batch by batch where a process does it; all that is left at once where it is done alone."""
     done = Outcome()
-    left = batches(entries)
-    for number, batch in enumerate(left):
 
-        def alone(lock: int, number: int = number) -> Answer:
-            with _hands(config, layout, vmta, lock) as hands:
-                for some in left[number:]:
-                    done.add(work(hands, some))
-            return {}
+    def alone(left: list[Chosen], lock: int) -> Answer:
+        did = Outcome()
+        with _hands(config, layout, vmta, lock) as hands:
+            for some in batches(left):
+                did.add(work(hands, some))
+        return {"done": msgspec.to_builtins(did)}
 
-        answer = carry_out(layout, vmta, {**question, "entries": msgspec.to_builtins(batch)}, alone)
-        if not answer["process"]:
-            break
+    for answer in _hand_over(layout, vmta, entries, question, alone):
         done.add(msgspec.convert(answer["done"], Outcome))
     return done
+
+
+# Handing entries over
+
+
+def _hand_over(
+    layout: Layout, vmta: str, entries: list[Chosen], question: Answer, alone: Callable[[list[Chosen], int], Answer]
+) -> Iterator[Answer]:
+    """Batch by batch where a process does it; all that is left at once where it is done alone."""
+    begin = 0
+    for batch in batches(entries):
+        left = entries[begin:]
+        answer = carry_out(layout, vmta, {**question, "entries": msgspec.to_builtins(batch)}, partial(alone, left))
+        yield answer
+        if not answer["process"]:
+            return
+        begin += len(batch)
 
 
 def batches(entries: list[Chosen]) -> list[list[Chosen]]:

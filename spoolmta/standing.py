@@ -105,7 +105,9 @@ class Standing:
 
     def _pass_on_domain(self, pool: Pool, domain: str, until: float, now: float, most: int) -> int:
         names = self._passage.waiting(domain)
-        going = (name for name in names if entry.pool(name) == pool.name and entry.is_older(name, until))
+        is_held = self._scheduler.is_held  # where its job is paused it stays: elsewhere that may not be so
+        pooled = (name for name in names if entry.pool(name) == pool.name and not is_held(name))
+        going = (name for name in pooled if entry.is_older(name, until))
         meant = set(itertools.islice(going, most))
         if not meant:
             return 0

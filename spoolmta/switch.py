@@ -4,12 +4,16 @@ A switch is applied to the condition of each queue it names. One that names many
 as an order: it is applied to a queue that gets its first mail afterwards, until its time is over, until its opposite
 is given for the same pattern or a wider one, and not to what its opposite was given for since.
 
+A job may be paused and resumed too: that is an order which stands for all sites (`*`) and touches the condition of
+none; which jobs are held now is read off the orders.
+
 Laws. A switch changes what it names and nothing else. Giving it twice is giving it once. After a switch and its
-opposite for the same pattern no order is left of it.
+opposite for the same pattern no order is left of it. An order for a job is ended by one for that job only.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -21,17 +25,21 @@ from spoolmta.model import DomainPolicy, Struct
 PAUSE, RESUME, BACKOFF, NORMAL, DISABLE, ENABLE = "pause", "resume", "backoff", "normal", "disable", "enable"
 _ENDS = {RESUME: PAUSE, NORMAL: BACKOFF, ENABLE: DISABLE}
 """What ends what."""
+OF_JOBS = (PAUSE, RESUME)
+EVERYWHERE = "*"
 SWITCHES = frozenset((*_ENDS, *_ENDS.values()))
 
 
 class Switch(Struct, frozen=True):
     """One thing to do to a queue. `until` in Unix seconds, FOREVER (0) for no end; `address` is the source address
-    of `disable` and `enable`."""
+    of `disable` and `enable`; `job` the hash of the job that is paused or resumed, `job_name` what people call it."""
 
     do: str
     reason: str
     until: float = FOREVER
     address: str = ""
+    job: str = ""
+    job_name: str = ""
 
 
 class Order(Struct):
@@ -76,7 +84,7 @@ def order(orders: list[Order], pattern: str, switch: Switch) -> list[Order]:
     begins = kind == switch.do
     left: list[Order] = []
     for old in orders:
-        if old.switch.do != kind or old.switch.address != switch.address:
+        if (old.switch.do, old.switch.address, old.switch.job) != (kind, switch.address, switch.job):
             left.append(old)
         elif matches(pattern, old.pattern):
             continue  # the new one says what holds there now
@@ -95,10 +103,27 @@ def standing(orders: Iterable[Order], site: str, now: float) -> list[Switch]:
     return [
         old.switch
         for old in orders
-        if not is_over(old.switch.until, now)
+        if not old.switch.job
+        and not is_over(old.switch.until, now)
         and matches(old.pattern, site)
         and not any(matches(other, site) for other in old.exempt)
     ]
+
+
+def order_job(orders: list[Order], switch: Switch, now: float) -> tuple[list[Order], bool]:
+    """The standing orders once a job is paused or resumed, and whether that changed anything."""
+    left = in_force(order(orders, EVERYWHERE, switch), now)
+    return left, held_jobs(left, now).get(switch.job) != held_jobs(orders, now).get(switch.job)
+
+
+def held_jobs(orders: Iterable[Order], now: float) -> dict[str, Switch]:
+    """The jobs that are paused now, by their hashes, and what paused each."""
+    return {old.switch.job: old.switch for old in in_force(orders, now) if old.switch.job}
+
+
+def next_release(orders: Iterable[Order], now: float) -> float:
+    """When the first of these pauses is over, infinity if none has an end."""
+    return min((held.until for held in held_jobs(orders, now).values() if held.until != FOREVER), default=math.inf)
 
 
 def in_force(orders: Iterable[Order], now: float) -> list[Order]:

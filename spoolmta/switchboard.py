@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
-from spoolmta import control, switch, view
+from spoolmta import control, entry, switch, view
 from spoolmta.clearance import Chosen, Clearance, Learned
+from spoolmta.condition import Condition
 from spoolmta.errors import TemporaryError
 from spoolmta.ledger import Ledger
 from spoolmta.model import DomainPolicy
@@ -120,6 +123,22 @@ class Switchboard:
             state = self._scheduler.known.condition_of(site)
             switch.apply(state, self._policies(site, site), now, order)
 
+    def obey(self, orders: list[Order]) -> None:
+        """These are the standing orders from now on; the jobs they name are held."""
+        self.orders = orders
+        self._hold_jobs()
+
+    def tend(self) -> bool:
+        """Let jobs go whose time is over; whether there were any."""
+        return bool(self.orders) and self._hold_jobs()
+
+    def next_release(self) -> float:
+        """When held mail, if there is any, may go again by itself."""
+        return switch.next_release(self.orders, self._now()) if self._scheduler.has_held else math.inf
+
+    def _hold_jobs(self) -> bool:
+        return self._scheduler.hold_jobs(switch.held_jobs(self.orders, self._now()).keys())
+
     def domains(self) -> dict[str, str]:
         """Which site the mail of a domain goes to, where that is not the domain by itself."""
         found = {queue.domain: queue.group.site.key for queue in self._scheduler.queues.values() if queue.group}
@@ -138,6 +157,8 @@ class Switchboard:
             )
         if asked == "retry":
             return self._retry(msgspec.convert(question.get("site"), str))
+        if asked == "retry some":
+            return self._retry_some(msgspec.convert(question.get("entries"), list[Chosen]))
         if asked in ("remove", "move", "learn"):
             try:
                 return self._clear(question)
@@ -154,10 +175,23 @@ class Switchboard:
         known.tick_remembered(self._policies, now)
         if known.news:
             self._on_change()
-        shown = [view.of_condition(key, state, now) for key, state in known.memory.all().items()]
-        shown += [view.of_site(site, now) for site in known.by_key.values()]
-        shown += [view.of_queue(queue, now) for queue in self._scheduler.queues.values() if queue.group is None]
+        jobs = switch.held_jobs(self.orders, now)
+        unlocated = {queue.domain: queue for queue in self._scheduler.queues.values() if queue.group is None}
+        shown = [
+            view.of_condition(key, state, now) for key, state in known.memory.all().items() if key not in unlocated
+        ]
+        shown += [view.of_site(site, jobs, now) for site in known.by_key.values()]
+        shown += [view.of_queue(queue, self._awaited(key, now), jobs, now) for key, queue in unlocated.items()]
         return {"sites": shown, "orders": msgspec.to_builtins(switch.in_force(self.orders, now))}
+
+    def _awaited(self, key: str, now: float) -> Condition:
+        """The condition a site will be in when it gets mail."""
+        state = self._scheduler.known.memory.all().get(key)
+        if state is None:
+            state = Condition()
+            for order in switch.standing(self.orders, key, now):
+                switch.apply(state, self._policies(key, key), now, order)
+        return state
 
     def _named(self, pattern: str) -> list[str]:
         """The sites a pattern names: of those that are known, or the one it is. A domain whose site is not known yet
@@ -168,8 +202,10 @@ class Switchboard:
         return sorted(key for key in {**known.by_key, **known.memory.all()} if switch.matches(pattern, key))
 
     def _switch(self, pattern: str, wanted: Switch) -> dict[str, Any]:
-        if wanted.do not in switch.SWITCHES:
+        if wanted.do not in (switch.OF_JOBS if wanted.job else switch.SWITCHES):
             return {"error": f"there is no switch {wanted.do!r}"}
+        if wanted.job:
+            return self._switch_job(wanted)
         other = self._elsewhere(pattern)
         if other:
             return {"elsewhere": other}
@@ -180,10 +216,38 @@ class Switchboard:
             if switch.apply(state, self._policies(key, key), now, wanted):
                 changed.append(key)
             self._scheduler.changed(key, now)
-        self.orders = switch.in_force(switch.order(self.orders, pattern, wanted), now)
+        self.obey(switch.in_force(switch.order(self.orders, pattern, wanted), now))
         self._save()
         self._on_change()
         return {"changed": changed}
+
+    def _switch_job(self, wanted: Switch) -> dict[str, Any]:
+        orders, is_news = switch.order_job(self.orders, wanted, self._now())
+        self.obey(orders)
+        self._save()
+        self._on_change()
+        return {"changed": [switch.EVERYWHERE] if is_news else []}
+
+    def _retry_some(self, entries: list[Chosen]) -> dict[str, Any]:
+        """Have chosen entries tried now; those that are being sent are left out of the count."""
+        now = self._now()
+        meant = {(one.domain, entry.bare(one.name)) for one in entries}
+
+        def is_meant(domain: str, name: str) -> bool:
+            return (domain, entry.bare(name)) in meant
+
+        found: dict[str, int] = {}
+        for domain in {one.domain for one in entries}:
+            queue = self._scheduler.queues.get(domain)
+            count = queue.count(partial(is_meant, domain)) if queue is not None else 0
+            if count:
+                site = self._scheduler.site_of(domain)
+                found[site] = found.get(site, 0) + count
+        for site in found:
+            self._scheduler.hasten(site, now, is_meant)
+        self._save()
+        self._on_change()
+        return {"changed": sorted(found), "messages": sum(found.values())}
 
     def _retry(self, pattern: str) -> dict[str, Any]:
         other = self._elsewhere(pattern)

@@ -3,16 +3,32 @@ in force and where they stand. Plain values."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from spoolmta import config
+from spoolmta import config, entry
 from spoolmta.condition import NORMAL, Condition, EventKind, in_force
 from spoolmta.model import Config
 from spoolmta.policy import PolicyTable
+from spoolmta.schedule import JOB_IS_HELD
 from spoolmta.site import Queue, Site
+from spoolmta.switch import Switch
+
+
+def of_jobs(names: Iterable[str], jobs: Mapping[str, Switch]) -> list[dict[str, Any]]:
+    """The paused jobs that some of these entries belong to: who paused each, until when, how many entries it holds."""
+    counts = Counter(entry.flow(name)[1] for name in names) if jobs else Counter[str]()
+    return [
+        {"job": held.job_name, "held_by": held.reason, "until": held.until, "messages": counts[job]}
+        for job, held in jobs.items()
+        if counts[job]
+    ]
+
 
 _MODES = frozenset({EventKind.BACKOFF, EventKind.RECOVERING, EventKind.NORMAL})
 
@@ -39,6 +55,8 @@ def of_condition(key: str, state: Condition, now: float) -> dict[str, Any]:
         "opening": 0,
         "ready": 0,
         "waiting": 0,
+        "held": 0,
+        "held_jobs": [],
         "next_retry": 0.0,
         "domains": [],
         "disabled_sources": {address: msgspec.to_builtins(hold) for address, hold in state.disabled.items()},
@@ -48,33 +66,40 @@ def of_condition(key: str, state: Condition, now: float) -> dict[str, Any]:
     }
 
 
-def of_site(site: Site, now: float) -> dict[str, Any]:
+def of_site(site: Site, jobs: Mapping[str, Switch], now: float) -> dict[str, Any]:
     """A queue that is worked on."""
     queues = [queue for group in site.groups.values() for queue in group.queues]
-    shown = of_condition(site.key, site.condition, now) | _mail(queues)
+    shown = of_condition(site.key, site.condition, now) | _mail(queues, jobs)
     shown["sessions"], shown["opening"] = len(site.sessions), site.opening
     if not shown["held_by"]:
-        shown["held_by"] = site.hold.replace("_", "-")
+        is_held = shown["held"] and not shown["ready"]
+        shown["held_by"] = JOB_IS_HELD if is_held else site.hold.replace("_", "-")
     if shown["blocked_until"] and shown["ready"]:
         shown["next_retry"] = min(shown["next_retry"] or math.inf, shown["blocked_until"])
     return shown
 
 
-def of_queue(queue: Queue, now: float) -> dict[str, Any]:
-    """The mail of a domain whose site is not known yet."""
-    shown = of_condition(queue.domain, Condition(), now) | _mail([queue])
+def of_queue(queue: Queue, state: Condition, jobs: Mapping[str, Switch], now: float) -> dict[str, Any]:
+    """The mail of a domain whose site is not known yet; `state` is what holds if it is one by itself."""
+    shown = of_condition(queue.domain, state, now) | _mail([queue], jobs)
     shown["last_failure"] = shown["last_reply"] = queue.reason
     if queue.retry_at > now:
         shown["held_by"] = "retry-after (its mail hosts are not known)"
         shown["next_retry"] = queue.retry_at
+    elif not shown["held_by"] and shown["held"] and not shown["ready"]:
+        shown["held_by"] = JOB_IS_HELD
     return shown
 
 
-def _mail(queues: list[Queue]) -> dict[str, Any]:
+def _mail(queues: list[Queue], jobs: Mapping[str, Switch]) -> dict[str, Any]:
     waiting = [queue.waiting[0][0] for queue in queues if queue.waiting]
+    lines = [line for queue in queues for line in queue.lines.values()]
+    names = itertools.chain(*(line.names for line in lines), (name for queue in queues for _, name in queue.waiting))
     return {
-        "ready": sum(len(line.names) for queue in queues for line in queue.lines.values()),
+        "ready": sum(len(line.names) for line in lines if not line.is_held),
         "waiting": sum(len(queue.waiting) for queue in queues),
+        "held": sum(len(line.names) for line in lines if line.is_held),
+        "held_jobs": of_jobs(names, jobs),
         "next_retry": min(waiting, default=0.0),
         "domains": sorted(queue.domain for queue in queues),
     }

@@ -59,6 +59,7 @@ def explain(
             {"recipients": addresses, **of_domain(config, vmta, name, routes[name], states, orders)}
             for name, addresses in recipients.items()
         ]
+        tell_of_job(shown, orders)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
     else:
@@ -107,6 +108,17 @@ def known(context: click.Context, config: Config, vmta: str) -> tuple[dict[str, 
         return {}, []
     found = standin.look(config, layout, vmta)
     return {one["site"]: one for one in found["sites"]}, msgspec.convert(found["orders"], list[Order])
+
+
+def tell_of_job(shown: dict[str, Any], orders: list[Any]) -> None:
+    """A job that is paused holds the message before anything else does."""
+    from spoolmta import entry, switch
+
+    held = switch.held_jobs(orders, time.time()).get(entry.job_hash(shown.get("job", "")))
+    if held is not None:
+        end = f"after {moment(held.until)}" if held.until else "when somebody resumes the job"
+        for one in shown["domains"]:
+            one["when"] = f"{end} (job paused by {held.reason})"
 
 
 async def routes_of(

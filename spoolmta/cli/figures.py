@@ -13,6 +13,7 @@ from spoolmta.model import Config
 from spoolmta.spool import audit as spool_audit
 from spoolmta.spool.audit import Item
 from spoolmta.spool.layout import Layout
+from spoolmta.switch import Switch
 
 COUNTED = ("delivered", "bounced", "deferred", "expired", "deleted")
 
@@ -34,14 +35,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, dict
         name = key(item)
         row = rows.get(name)
         if row is None:
-            row = rows[name] = {
-                "messages": 0,
-                "recipients": 0,
-                "bytes": 0,
-                "deferred": 0,
-                "oldest": item.received,
-                "vmtas": set(),
-            }
+            row = rows[name] = {**no_mail(), "oldest": item.received}
         row["messages"] += 1
         row["recipients"] += item.recipients
         row["bytes"] += item.size
@@ -49,6 +43,10 @@ def grouped(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, dict
         row["oldest"] = min(row["oldest"], item.received)
         row["vmtas"].add(item.vmta)
     return rows
+
+
+def no_mail() -> dict[str, Any]:
+    return {"messages": 0, "recipients": 0, "bytes": 0, "deferred": 0, "oldest": 0.0, "vmtas": set()}
 
 
 def print_grouped(rows: dict[str, dict[str, Any]], head: str, as_json: bool) -> None:
@@ -72,6 +70,7 @@ def states(config: Config, layout: Layout, vmta: str) -> list[dict[str, Any]]:
             "held_by": one["held_by"],
             "ready": one["ready"],
             "waiting": one["waiting"],
+            "held": one["held"],
             "sessions": one["sessions"],
             "next_retry": one["next_retry"],
             "last_reply": one["last_reply"],
@@ -79,7 +78,7 @@ def states(config: Config, layout: Layout, vmta: str) -> list[dict[str, Any]]:
         }
         for one in standin.look(config, layout, vmta)["sites"]
     ]
-    return sorted(rows, key=lambda row: (-row["ready"] - row["waiting"], row["queue"]))
+    return sorted(rows, key=lambda row: (-row["ready"] - row["waiting"] - row["held"], row["queue"]))
 
 
 def print_states(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -117,7 +116,7 @@ def vmta(context: click.Context, name: str, as_json: bool) -> None:
             {
                 "vmta": one,
                 "state": seen.get("state", "not configured" if one not in config.vmtas else "stopped"),
-                "queues": sum(1 for queue in queues if queue["ready"] or queue["waiting"]),
+                "queues": sum(1 for queue in queues if queue["ready"] or queue["waiting"] or queue["held"]),
                 "messages": row.get("messages", 0),
                 "recipients": row.get("recipients", 0),
                 "sessions": sum(queue["sessions"] for queue in queues),
@@ -155,14 +154,13 @@ def domain(context: click.Context, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def job(context: click.Context, name: str, as_json: bool) -> None:
-    """Jobs with mail. With NAME: the queues its mail is in."""
-    from spoolmta import entry
+    """Jobs with mail, and where they are paused. With NAME: the queues its mail is in, who paused it, until when."""
+    from spoolmta import entry, standin
 
     layout = layout_of(context)
+    held = {one: standin.held_jobs(layout, one) for one in standin.vmtas(load(context), layout)}
     if name:
-        wanted = f",J={entry.job_hash(name)}"
-        mail = [item for item in spool_audit.items(layout) if wanted in item.name]
-        print_grouped(grouped(mail, lambda item: item.queue), "queue", as_json)
+        print_job(layout, entry.job_hash(name), held, as_json)
         return
     names: dict[str, str] = {"0": ""}
 
@@ -176,4 +174,24 @@ def job(context: click.Context, name: str, as_json: bool) -> None:
             names[hashed] = found[0].job
         return names[hashed]
 
-    print_grouped(grouped(spool_audit.items(layout), job_of), "job", as_json)
+    rows = grouped(spool_audit.items(layout), job_of)
+    for vmta, switches in held.items():
+        for one in switches.values():
+            rows.setdefault(one.job_name, no_mail()).setdefault("paused_in", []).append(vmta)
+    for row in rows.values():
+        row.setdefault("paused_in", [])
+    print_grouped(rows, "job", as_json)
+
+
+def print_job(layout: Layout, job: str, held: dict[str, dict[str, Switch]], as_json: bool) -> None:
+    """The queues with mail of a job, and each VMTA that holds it though there is none."""
+    rows = grouped((item for item in spool_audit.items(layout) if f",J={job}" in item.name), lambda item: item.queue)
+    with_mail = {name.rpartition("/")[2] for name in rows}
+    rows |= {f"*/{vmta}": no_mail() for vmta, jobs in held.items() if job in jobs and vmta not in with_mail}
+    for name, row in rows.items():
+        pause = held.get(name.rpartition("/")[2], {}).get(job)
+        row["paused_by"] = pause.reason if pause else ""
+        row["paused_until"] = pause.until if pause else 0.0
+        if not as_json:
+            row["paused_until"] = moment(row["paused_until"])
+    print_grouped(rows, "queue", as_json)

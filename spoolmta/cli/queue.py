@@ -143,6 +143,7 @@ def print_queue(known: dict[str, Any]) -> None:
     plainly = {key: value for key, value in known.items() if key not in ("limits", "events", "overrides", "site")}
     plainly |= {key: moment(known[key]) for key in TIMES}
     plainly["disabled_sources"] = [f"{one} ({hold['reason']})" for one, hold in known["disabled_sources"].items()]
+    plainly["held_jobs"] = [held_words(one) for one in known["held_jobs"]]
     plainly["process"] = "running" if known["process"] else "none"
     print_values({key.replace("_", " "): value for key, value in plainly.items() if value or value == 0})
     for event in known["events"]:
@@ -153,6 +154,12 @@ def print_queue(known: dict[str, Any]) -> None:
             click.echo(f"{'limit:':<17} {limit['directive']} = {plain(limit['value'])} ({limit['where']}{because})")
 
 
+def held_words(held: dict[str, Any]) -> str:
+    """A paused job for a person."""
+    end = f" until {moment(held['until'])}" if held["until"] else ""
+    return f"{held['job']} ({held['messages']} messages, paused by {held['held_by']}{end})"
+
+
 def print_values(values: dict[str, Any]) -> None:
     for key, value in values.items():
         click.echo(f"{key + ':':<17} {plain(value)}")
@@ -160,6 +167,8 @@ def print_values(values: dict[str, Any]) -> None:
 
 def describe(layout: Layout, item: Item) -> dict[str, Any]:
     """Everything an operator wants to know of one entry."""
+    from spoolmta import entry, standin
+
     found = spool_audit.envelope(layout, item)
     known: dict[str, Any] = {"id": item.id, "queue": item.queue}
     if found is not None:
@@ -174,6 +183,9 @@ def describe(layout: Layout, item: Item) -> dict[str, Any]:
             "envid": envelope.envid,
             "subject": subject[0][8:].strip() if subject else "",
         }
+    held = standin.held_jobs(layout, item.vmta).get(entry.flow(item.name)[1])
+    if held is not None:
+        known |= {"job paused by": held.reason, "job paused until": moment(held.until) or "it is resumed"}
     return known | {
         "bytes": item.size,
         "accepted": moment(item.received),

@@ -11,43 +11,13 @@ import click
 import msgspec
 
 from spoolmta.clearance import Chosen, Learned, Outcome
-from spoolmta.cli.choice import chosen, filters
-from spoolmta.cli.frame import moment, show
+from spoolmta.cli.choice import SHOWN, Meant, filters, meant, show_meant
 from spoolmta.cli.queue import queue
 from spoolmta.cli.switches import become_the_user, who
 from spoolmta.errors import DataError, UsageError
-from spoolmta.journal import Record, escape, folder
 from spoolmta.journal import read as read_journal
-from spoolmta.model import Config, Struct
-from spoolmta.spool.audit import Item
+from spoolmta.model import Config
 from spoolmta.spool.layout import Layout
-
-SHOWN = 20
-
-
-class Meant(Struct, frozen=True):
-    """An entry the operator means: how many of its recipients are unsettled and meant, and which are settled."""
-
-    item: Item
-    recipients: int
-    settled: list[str]
-
-
-def meant(layout: Layout, choice: dict[str, str]) -> list[Meant]:
-    """The entries that pass the filters, and have any such recipient that is not settled yet; oldest first."""
-    journals: dict[str, Record] = {}
-    wanted = escape(choice["rcpt"]).lower()
-    found = []
-    for item in chosen(layout, **choice):
-        if item.vmta not in journals:
-            journals[item.vmta] = read_journal(layout.journal(item.vmta))
-        settled = [one for one in journals[item.vmta].addresses(item.id) if folder(one) == item.domain]
-        count = item.recipients - len(settled)
-        if wanted:
-            count = 0 if wanted in (one.lower() for one in settled) else 1
-        if count > 0:
-            found.append(Meant(item, count, settled))
-    return sorted(found, key=lambda one: one.item.received)
 
 
 def removing(command: Callable[..., None]) -> Callable[..., None]:
@@ -89,28 +59,6 @@ def clear(
     click.echo(f"{verb}: {done.messages} messages for {done.recipients} recipients")
     if done.skipped:
         click.echo(f"{len(done.skipped)} skipped: being sent, or gone meanwhile: {', '.join(done.skipped[:SHOWN])}")
-
-
-def show_meant(found: list[Meant], verb: str, total: int, as_json: bool) -> None:
-    rows = [
-        {
-            "id": one.item.id,
-            "queue": one.item.queue,
-            "recipients": one.recipients,
-            "bytes": one.item.size,
-            "accepted": moment(one.item.received),
-            "attempts": one.item.attempts,
-        }
-        for one in found[:SHOWN]
-    ]
-    if as_json:
-        answer = {"messages": len(found), "recipients": total, "first": rows}
-        click.echo(msgspec.json.format(msgspec.json.encode(answer)).decode())
-        return
-    show(rows, False, "nothing in the queue is meant")
-    if len(found) > SHOWN:
-        click.echo(f"... and {len(found) - SHOWN} more")
-    click.echo(f"would {verb} {len(found)} messages for {total} recipients")
 
 
 def remove(

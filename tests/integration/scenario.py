@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,3 +81,23 @@ def from_source(world: World, source: str) -> dict[str, Any]:
 
 def received_by(world: World, domain: str) -> list[dict[str, Any]]:
     return [one for one in world.received() if one["recipients"][0].endswith("@" + domain)]
+
+
+def answer(mta: Mta, *arguments: str) -> Any:
+    """What a command says to a program."""
+    result = mta.command(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def bring(mta: Mta, where: str, *vmtas: str) -> None:
+    """Have these VMTAs "running" (as they are), "asleep" or "stopped"."""
+    if where == "asleep":
+        mta.wait_for(lambda: {mta.vmta(vmta)["state"] for vmta in vmtas} == {"asleep"})
+    if where == "stopped":
+        mta.stop()
+
+
+def addresses(world: World) -> list[str]:
+    """All recipients that the sink accepted."""
+    return sorted(address for one in world.received() for address in one["recipients"])

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spoolmta import condition, state
+from spoolmta import condition, entry, state
 from spoolmta.condition import BACKOFF, FOREVER, Condition, Hold
 from spoolmta.dealing import Absence, absence
 from spoolmta.spool.layout import prepare
+from spoolmta.switch import PAUSE, Order, Switch
 from tests.integration.scenario import drop
 from tests.support.mta import Mta, World
 
@@ -77,6 +78,23 @@ def test_what_waits_at_a_paused_site_goes_to_the_other_member(tmp_path: Path) ->
         assert senders(world, mta, "paused.test", 51) == {"b": 51}
         assert senders(world, mta, "other.test", 11)["a"] >= 9
         mta.wait_for(lambda: mta.audit()["queued"] == 10)  # it leaves out what is younger than two seconds
+
+
+def test_what_a_paused_job_holds_stays_where_it_is_paused(tmp_path: Path) -> None:
+    paused = Condition(paused=Hold(FOREVER, "maintenance there"))
+    autumn = Switch(PAUSE, "operator", job=entry.job_hash("autumn"), job_name="autumn")
+    with system(tmp_path, {"paused.test": paused}) as (world, mta):
+        left = state.State(math.inf, {"paused.test": paused}, orders=[Order("*", autumn)])
+        state.save(prepare(str(mta.spool)), "a", left)
+        for job in ("autumn", "autumn", "winter", "winter") * 10:
+            drop(mta, "user@paused.test", job=job)
+        mta.start()
+        mta.wait_for(lambda: "messages for paused.test went to b" in mta.log())
+        mta.wait_for(lambda: Counter(row["jobId"] for row in mta.rows("d"))["winter"] == 20)
+        mta.wait_for(lambda: mta.count("d") + len(mta.entries()) == 40)
+        assert {path.parts[-4] for path in mta.entries()} == {"a"}
+        assert {entry.flow(path.name)[1] for path in mta.entries()} == {autumn.job}
+        assert {one["source"].rpartition(":")[0] or one["source"] for one in world.received()} == {"127.0.0.46"}
 
 
 def test_when_its_back_off_is_over_a_member_gets_mail_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from spoolmta import action as schedule
+from spoolmta import entry
 from spoolmta.action import VmtaLimits
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Rate
 from spoolmta.rate import RateLimiter, next_due
@@ -47,6 +48,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.carried: Counter[int] = Counter()
         self.sent: dict[str, deque[tuple[float, int]]] = {site: deque() for site in self.policy}
         self.blocked: dict[str, float] = {}
+        self.held: frozenset[str] = frozenset()
         self.draining = False
 
     def policy_of(self, site: str, _domain: str) -> DomainPolicy:
@@ -84,6 +86,7 @@ class SchedulerLaws(RuleBasedStateMachine):
             assert SITES[action.domain] == site
             assert action.session not in self.busy
             assert not self.draining
+            assert not self.is_held(action.name)
             self.take_out(action.name)
             self.busy[action.session] = (action.domain, action.name)
             self.carried[action.session] += 1
@@ -91,7 +94,14 @@ class SchedulerLaws(RuleBasedStateMachine):
             assert not most or self.carried[action.session] <= most
             self.check_rate(site, action.name)
         else:
+            if isinstance(action, schedule.Expire):
+                assert entry.is_older(action.name, self.now - 3600.0)
+            else:
+                assert not self.is_held(action.name)
             self.take_out(action.name)
+
+    def is_held(self, name: str) -> bool:
+        return entry.flow(name)[1] in self.held
 
     def take_out(self, name: str) -> None:
         assert self.inside[name] == 1, "lost, or assigned twice"
@@ -145,7 +155,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         elif how == "trouble":
             self.scheduler.unlocated(domain, self.now, self.now + 30.0, "SERVFAIL", 3600.0)
         else:
-            self.scheduler.condemned(domain, Failure(FailureKind.NULL_MX, "no mail"), self.now + 30.0)
+            self.scheduler.condemned(domain, Failure(FailureKind.NULL_MX, "no mail"), self.now + 30.0, 3600.0)
         self.step()
 
     @precondition(lambda self: self.opening)
@@ -189,6 +199,32 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.scheduler.lost(session)
         self.step()
 
+    @rule(jobs=st.frozensets(st.sampled_from(["0", "aaaaaaaa", "bbbbbbbb"])))
+    def hold(self, jobs: frozenset[str]) -> None:
+        """Some jobs are held, others let go."""
+        assert self.scheduler.hold_jobs(jobs) == (jobs != self.held)
+        self.held = jobs
+        self.step()
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def take_mail_out(self, data: st.DataObject) -> None:
+        """The operator deletes a message, held or not."""
+        meant = data.draw(st.sampled_from(sorted(self.inside)))
+        taken = [name for domain in DOMAINS for name in self.scheduler.withdraw(domain, lambda name: name == meant)]
+        assert len(taken) <= 1
+        for name in taken:
+            self.take_out(name)
+        self.step()
+
+    @rule(domain=st.sampled_from(DOMAINS), odd=st.booleans())
+    def try_again(self, domain: str, odd: bool) -> None:
+        """The operator has some mail of a site tried now."""
+        site = self.scheduler.site_of(domain)
+        self.blocked.pop(site, None)
+        self.scheduler.hasten(site, self.now, lambda _, name: (len(name) % 2 == 1) == odd)
+        self.step()
+
     @rule(limit=st.integers(0, 4), policy=policies)
     def reload(self, limit: int, policy: DomainPolicy) -> None:
         for site, old in self.policy.items():
@@ -216,10 +252,19 @@ class SchedulerLaws(RuleBasedStateMachine):
         assert Counter(names) == self.inside
         assert self.scheduler.sessions == len(self.opening) + len(self.open)
 
+    @invariant()
+    def nothing_is_awaited_for_held_mail_but_its_end(self) -> None:
+        """A process whose only mail is held may sleep, and is woken in time."""
+        queues = self.scheduler.queues.values()
+        is_settled = all(queue.group is not None and not queue.waiting for queue in queues)
+        if self.inside and is_settled and all(map(self.is_held, self.inside)):
+            assert self.now < self.scheduler.next_due() <= self.now + 86400.0
+
     def teardown(self) -> None:
         """With nothing in the way all mail is assigned in the end."""
         if self.draining:
             return
+        self.hold(frozenset())
         for _ in range(20_000):
             if not self.inside and not self.busy:
                 return

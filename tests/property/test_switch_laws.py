@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,13 @@ switches = st.builds(
     st.sampled_from([*OPPOSITES, *OPPOSITES.values()]),
     st.sampled_from([0.0, 50.0, 1000.0]),
     st.sampled_from(["192.0.2.1", "192.0.2.2"]),
+)
+JOBS = ["0", "0badcafe", "cafebabe"]
+of_jobs = st.builds(
+    lambda do, until, job: Switch(do, "operator x", until, job=job, job_name=f"name of {job}"),
+    st.sampled_from([PAUSE, RESUME]),
+    st.sampled_from([0.0, 50.0, 1000.0]),
+    st.sampled_from(JOBS),
 )
 given_ = st.lists(st.tuples(st.sampled_from(PATTERNS), switches), max_size=12)
 
@@ -81,3 +89,28 @@ def test_what_stands_for_a_site_is_what_the_last_switch_that_names_it_left(
 def test_a_star_is_any_text_and_everything_else_is_itself(pattern: str, text: str) -> None:
     assert switch.matches(pattern, pattern.replace("*", text))
     assert switch.matches(pattern, text) == (text == pattern) or "*" in pattern
+
+
+@given(st.lists(of_jobs | st.tuples(st.sampled_from(PATTERNS), switches), max_size=12), st.sampled_from([10.0, 100.0]))
+def test_a_job_is_held_as_the_last_switch_for_it_says_and_no_site_notices(
+    history: list[Switch | tuple[str, Switch]], now: float
+) -> None:
+    """Switches for jobs and for sites, in any order: neither knows of the other."""
+    orders: list[Order] = []
+    last: dict[str, Switch] = {}
+    for one in history:
+        if isinstance(one, Switch):
+            before = switch.held_jobs(orders, 10.0)
+            orders, is_news = switch.order_job(orders, one, 10.0)
+            assert is_news == (switch.held_jobs(orders, 10.0) != before)
+            assert not switch.order_job(orders, one, 10.0)[1]
+            last[one.job] = one
+        else:
+            orders = switch.order(orders, *one)
+    in_time = {job: one for job, one in last.items() if one.do == PAUSE and (not one.until or one.until > now)}
+    assert switch.held_jobs(orders, now) == in_time
+    ends = [one.until for one in in_time.values() if one.until]
+    assert switch.next_release(orders, now) == min(ends, default=math.inf)
+    without = orders_of([one for one in history if not isinstance(one, Switch)])
+    for site in SITES:
+        assert switch.standing(orders, site, now) == switch.standing(without, site, now)

@@ -174,7 +174,7 @@ def test_a_domain_that_takes_no_mail_has_its_mail_rejected() -> None:
     scheduler = make()
     scheduler.add("a.test", name(0), 0, NOW)
     scheduler.step(NOW)
-    scheduler.condemned("a.test", NULL_MX, NOW + 300)
+    scheduler.condemned("a.test", NULL_MX, NOW + 300, 3600.0)
     assert scheduler.step(NOW)[0] == [Reject("a.test", name(0), NULL_MX)]
     assert scheduler.size == 0
     scheduler.add("a.test", name(1), 0, NOW)
@@ -186,7 +186,7 @@ def test_a_big_condemned_queue_is_rejected_in_parts() -> None:
     for number in range(1200):
         scheduler.add("a.test", name(number), 0, NOW)
     scheduler.step(NOW)
-    scheduler.condemned("a.test", NULL_MX, NOW + 300)
+    scheduler.condemned("a.test", NULL_MX, NOW + 300, 3600.0)
     counts, now = [], NOW
     while scheduler.size:
         actions, wake = scheduler.step(now)
@@ -365,7 +365,7 @@ def test_timers_that_are_out_of_date_do_not_pile_up() -> None:
     scheduler.add("a.test", name(0), NOW + 1e6, now)
     scheduler.add("a.test", name(1), 0, now)
     scheduler.step(now)
-    scheduler.condemned("a.test", NULL_MX, NOW + 1e6)
+    scheduler.condemned("a.test", NULL_MX, NOW + 1e6, 3600.0)
     for number in range(20_000):
         scheduler.add("a.test", name(2 + number), now + 1, now)
         now += 2
@@ -423,3 +423,80 @@ def test_a_site_that_serves_us_on_other_sessions_is_not_blamed_for_refusing_one_
     site = scheduler.sites["a.test"]
     assert (site.condition.failures, site.condition.blocked_until) == (0, 0)
     assert (site.condition.window, site.calm_until) == (1.0, NOW + CALM)
+
+
+def test_a_domain_that_its_own_rate_holds_goes_on_in_time_though_a_retry_was_due_before() -> None:
+    shared = DomainPolicy(max_smtp_out=1, max_msg_rate=Rate(1000, 1))
+    own = DomainPolicy(max_smtp_out=1, max_msg_rate=Rate(1, 60))
+    scheduler = make()
+    for number in range(2):
+        scheduler.add("a.test", name(number), 0, NOW)
+    scheduler.add("a.test", name(2), NOW + 10, NOW)
+    scheduler.step(NOW)
+    scheduler.located("a.test", "one", lambda _, domain: own if domain == "a.test" else shared, NOW)
+    scheduler.step(NOW)
+    scheduler.opened(1, NOW)
+    assert scheduler.step(NOW)[0] == [Assign(1, "a.test", name(0))]
+    scheduler.finished(1, NOW, answered=True, reusable=True)
+    now, seen = NOW, 0
+    while now < NOW + 200:
+        actions, wake = scheduler.step(now)
+        seen += sum(isinstance(action, Assign) for action in actions)
+        for action in actions:
+            if isinstance(action, Open):
+                scheduler.opened(action.session, now)
+            elif isinstance(action, Assign):
+                scheduler.finished(action.session, now, answered=True, reusable=True)
+        now = now if actions else wake
+    assert seen == 2
+
+
+def of_job(number: int, job: str = "aaaaaaaa", age: float = 0.0) -> str:
+    return name(number, age).replace("J=0", f"J={job}")
+
+
+def test_the_mail_of_a_held_job_is_passed_over_until_it_is_let_go() -> None:
+    scheduler = make()
+    assert scheduler.hold_jobs({"aaaaaaaa"})
+    assert not scheduler.hold_jobs({"aaaaaaaa"})
+    for one in (of_job(0), of_job(1, "bbbbbbbb")):
+        scheduler.add("a.test", one, 0, NOW)
+    scheduler.step(NOW)
+    scheduler.located("a.test", "a.test", everywhere(POLICY), NOW)
+    scheduler.step(NOW)
+    scheduler.opened(1, NOW)
+    assert scheduler.step(NOW)[0] == [Assign(1, "a.test", of_job(1, "bbbbbbbb"))]
+    scheduler.finished(1, NOW, answered=True, reusable=True)
+    assert scheduler.step(NOW)[0] == [Close(1)]
+    assert scheduler.next_due() == NOW + 3600
+    assert (scheduler.size, [*scheduler.queues], [*scheduler.sites]) == (1, ["a.test"], ["a.test"])
+    scheduler.hold_jobs(())
+    assert scheduler.step(NOW + 1)[0] == [Open(2, "a.test", "a.test")]
+
+
+def test_what_is_held_expires_wherever_it_is() -> None:
+    for located in (True, False):
+        scheduler = make()
+        scheduler.hold_jobs({"aaaaaaaa"})
+        scheduler.add("a.test", of_job(0), 0, NOW)
+        assert scheduler.next_due() <= NOW  # how long it may wait is not known yet
+        assert scheduler.step(NOW)[0] == [Locate("a.test")]
+        if located:
+            scheduler.located("a.test", "a.test", everywhere(POLICY), NOW)
+        else:
+            scheduler.condemned("a.test", NULL_MX, NOW + 300, 3600.0)
+        assert scheduler.step(NOW) == ([], NOW + 3600)
+        assert scheduler.next_due() == NOW + 3600
+        assert scheduler.step(NOW + 3600)[0] == [Expire("a.test", of_job(0), "the job is paused")]
+        assert (scheduler.size, scheduler.queues) == (0, {})
+
+
+def test_a_domain_that_takes_no_mail_has_held_mail_rejected_when_it_is_let_go() -> None:
+    scheduler = make()
+    scheduler.hold_jobs({"aaaaaaaa"})
+    scheduler.add("a.test", of_job(0), 0, NOW)
+    scheduler.step(NOW)
+    scheduler.condemned("a.test", NULL_MX, NOW + 300, 3600.0)
+    scheduler.step(NOW)
+    scheduler.hold_jobs(())
+    assert scheduler.step(NOW)[0] == [Reject("a.test", of_job(0), NULL_MX)]

@@ -121,7 +121,7 @@ def test_one_recipient_of_several_is_deleted_and_stays_so_over_kill_nine(world: 
 
 def test_what_is_being_sent_is_left_alone_and_told(world: World) -> None:
     with system(world) as mta:
-        drop(mta, "slow-3s@late.test", vmta="news")
+        drop(mta, "slow-8s@late.test", vmta="news")
         mta.wait_for(lambda: mta.vmta("news")["connections"] == 1)
         mta.wait_for(lambda: world.stats()["pairs"][0]["connections"] == 1)
         done = do(mta, "delete", "--vmta", "news")

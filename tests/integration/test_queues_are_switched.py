@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -161,14 +163,14 @@ def test_a_pause_ends_by_itself_when_its_time_is_over(world: World, where: str) 
     with system(world, sleep_after="1m" if where == "running" else "1s") as mta:
         if where == "stopped":
             mta.stop()
+        before = time.time()
         do(mta, "queue", "pause", "held.test/news", "--for", "3s")
         if where == "stopped":
             mta.start()
         drop(mta, "user@held.test", vmta="news")
         mta.wait_for(lambda: mta.count("d") == 1)
-        row = to(mta, "user@held.test", "d")[0]
-        seconds = mta.rows("r")[0]["timeLogged"], row["timeLogged"]
-        assert seconds[0] != seconds[1]
+        logged = datetime.strptime(to(mta, "user@held.test", "d")[0]["timeLogged"], "%Y-%m-%d %H:%M:%S%z")
+        assert logged.timestamp() >= int(before + 3.0)  # the log tells whole seconds
 
 
 def test_a_wildcard_stands_for_queues_that_come_later(world: World) -> None:
@@ -293,7 +295,7 @@ def test_a_domain_without_a_state_of_its_own_is_told_where_it_is(tmp_path: Path)
 
 def test_garbage_on_the_control_socket_never_hurts(world: World) -> None:
     with system(world) as mta:
-        drop(mta, "slow-20s@held.test", vmta="news")
+        drop(mta, "slow-5s@held.test", vmta="news")
         mta.wait_for(lambda: mta.vmta("news")["connections"] == 1)
         path = str(mta.spool / "run" / "news.control")
         for garbage in (b"\n", b"{}\n", b"[]\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"ask":"switch"}\n'):

@@ -34,7 +34,7 @@ from spoolmta.metering import Meter
 from spoolmta.model import DomainPolicy, Failure
 from spoolmta.sessions import Sessions
 from spoolmta.sharing import AGAIN, ALONE, Partners
-from spoolmta.site import Group, Queue, Site
+from spoolmta.site import Group, Queue, Session, Site
 from spoolmta.sites import Chance, Sites
 from spoolmta.sources import Sources
 
@@ -113,16 +113,20 @@ class Scheduler:
             self._make_ready(queue, name, now)
 
     def located(
-        self, domain: str, site_key: str, policies: Policies, now: float, hosts: frozenset[str] = frozenset()
+        self,
+        domain: str,
+        site_key: str,
+        policies: Policies,
+        now: float,
+        mx: frozenset[str] = frozenset(),
+        terms: frozenset[str] = frozenset(),
     ) -> None:
-        """The domain's site is known, and the hosts that take its mail there; it goes there from now on."""
+        """The domain's site is known, and with whom it shares sessions there; its mail goes there from now on."""
         queue = self.queues.get(domain)
         if queue is None:
             return
         site = self.sites.get(site_key) or self.known.make(site_key, policies(site_key, site_key), now)
-        group = site.groups.get(hosts)
-        if group is None:
-            group = site.groups[hosts] = Group(site, hosts)
+        group = site.group_of(mx, terms)
         queue.locating, queue.group, queue.failure = False, group, None
         queue.set_policy(policies(site_key, domain), site.policy, self._cells_for(f"{site_key} {domain}"), now)
         group.queues.add(queue)
@@ -175,6 +179,8 @@ class Scheduler:
             return self.sources.set_aside(unbound, now)
         if ours:
             return self.known.block(site, now, reason, OUR_PAUSE)
+        if not session.group.queues:  # nobody goes to these hosts any more
+            return False
         if len(site.sessions) > site.opening:
             return concurrency.narrow(site, number, self._sessions.newest, now, self._chance)
         return self.known.block(site, now, reason, None, asked)
@@ -196,13 +202,14 @@ class Scheduler:
         if session is None:
             return False
         site = session.group.site
-        self._release(self._meter.let_go(session, now, delivered))
+        self._release(session, now, delivered)
         if answered:
             session.answered += 1
             self._on_answer(site, now, delivered)
         if not reusable:
+            is_failure = session.answered == 0 and bool(session.group.queues)
             self._sessions.forget(session)
-            return session.answered == 0 and self.known.block(site, now, reason, None)
+            return is_failure and self.known.block(site, now, reason, None)
         if self._sessions.is_spent(session, now):
             self._sessions.forget(session)
             self._decided.append(Close(number))
@@ -224,7 +231,7 @@ class Scheduler:
         """A session is gone, with what it carried."""
         session = self._sessions.all.get(number)
         if session is not None:
-            self._release(self._meter.let_go(session, now, False))
+            self._release(session, now, False)
             if session in session.group.idle:
                 session.group.idle.remove(session)
             self._sessions.forget(session)
@@ -249,6 +256,19 @@ class Scheduler:
             self._refresh(site, now)
             for queue in self.queues_of(key):
                 queue.set_policy(policies(key, queue.domain), site.policy, None, now)
+
+    def move(self, queues: list[Queue]) -> None:
+        """These queues go elsewhere from now on: each is located anew. What is being sent goes on where it is; the
+        sessions they leave carry what other domains have for them, and end."""
+        for queue in queues:
+            queue.retry_at, queue.failure, queue.reason = 0.0, None, ""
+            self._agenda.mark(queue)
+            if queue.group is not None:
+                site = queue.group.site
+                queue.leave()
+                if not any(group.queues for group in site.groups.values()):
+                    self.known.absolve(site)
+                self._agenda.mark(site)
 
     # What outlives a site's mail
 
@@ -354,7 +374,7 @@ class Scheduler:
                 queue.list_ready()
             self._agenda.mark(queue.group.site)
         elif not queue.has_ready:
-            if not queue.waiting and not queue.locating:
+            if not (queue.waiting or queue.locating or queue.active):
                 self._drop(queue)
         elif queue.failure is not None and queue.retry_at > now:
             rejected = queue.take_ready(BATCH)
@@ -393,11 +413,14 @@ class Scheduler:
         self.size -= len(actions) - before
         return wanting
 
-    def _release(self, queue: Queue | None) -> None:
-        """One of a domain's messages is done: another may go."""
+    def _release(self, session: Session, now: float, delivered: bool) -> None:
+        """The session's message is done: another of its domain may go."""
+        queue = self._meter.let_go(session, now, delivered)
         if queue is not None and queue.held_until == math.inf:
             queue.held_until = 0.0
             queue.list_ready()
+            self._agenda.mark(queue)
+        elif queue is not None and queue.group is not session.group:  # it was moved, and may be empty
             self._agenda.mark(queue)
 
     def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
@@ -431,24 +454,25 @@ class Scheduler:
     def _refresh(self, site: Site, now: float) -> None:
         """The site's condition or policy has changed, or its time has come."""
         self.known.refresh(site, now)
-        for group in site.groups.values():
+        for group in [*site.groups.values()]:
             for session in [session for session in group.idle if self._sessions.is_spent(session, now)]:
                 group.idle.remove(session)
                 self._sessions.forget(session)
                 self._decided.append(Close(session.number))
 
     def _retire(self, site: Site, now: float) -> None:
-        """Forget a site without mail and sessions, once its rates do not need it; its condition is remembered."""
+        """Forget a site without mail and sessions, once its rates and its calm do not need it; its condition is
+        remembered."""
         for group in [*site.groups.values()]:
-            for queue in [queue for queue in group.queues if not queue.waiting and not queue.has_ready]:
+            for queue in [queue for queue in group.queues if not (queue.waiting or queue.has_ready or queue.active)]:
                 group.queues.discard(queue)
                 self._drop(queue)
-            if not group.queues:
-                del site.groups[group.hosts]
+            site.forget(group)
         if site.groups:
             return
-        if site.limits.busy_until() > now:
-            self._agenda.arm(site.limits.busy_until(), site)
+        needed_until = max(site.limits.busy_until(), site.calm_until)
+        if needed_until > now:
+            self._agenda.arm(needed_until, site)
             return
         self.known.forget(site, now)
 

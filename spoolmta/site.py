@@ -93,6 +93,15 @@ class Queue:
             for line in self.lines.values():
                 self.group.backlog.remove(line)
 
+    def leave(self) -> None:
+        """It belongs to no group any more, and no limits of its own hold. What is being sent still counts for it."""
+        if self.group is not None:
+            self.unlist()
+            self.group.queues.discard(self)
+            self.group.site.forget(self.group)
+        self.group, self.held_until = None, 0.0
+        self.own_limiter, self.own_sessions, self.is_limited = None, 0, False
+
     def take_ready(self, most: int) -> list[str]:
         """Up to so many ready names, taken out."""
         taken: list[str] = []
@@ -141,13 +150,16 @@ class Queue:
 
 
 class Group:
-    """The domains of a site that go to the same hosts: a session opened for one can carry the mail of another."""
+    """The domains of a site that go to the same hosts on the same terms (`routing`): a session opened for one can carry
+    the mail of another. `mx` are the hosts that their MX records name. After a reload a group may have sessions left
+    but no domains."""
 
-    __slots__ = ("backlog", "hosts", "idle", "opening", "queues", "sessions", "site")
+    __slots__ = ("backlog", "idle", "mx", "opening", "queues", "sessions", "site", "terms")
 
-    def __init__(self, site: Site, hosts: frozenset[str]) -> None:
+    def __init__(self, site: Site, mx: frozenset[str], terms: frozenset[str]) -> None:
         self.site = site
-        self.hosts = hosts
+        self.mx = mx
+        self.terms = terms
         self.backlog = Backlog()
         self.queues: set[Queue] = set()
         self.sessions: set[int] = set()
@@ -198,7 +210,7 @@ class Site:
         self.policy = policy
         self.condition = condition
         self.limits = limits
-        self.groups: dict[frozenset[str], Group] = {}
+        self.groups: dict[tuple[frozenset[str], frozenset[str]], Group] = {}
         self.sessions: set[int] = set()
         self.by_source: dict[str, int] = {}
         self.cohort = 0
@@ -220,6 +232,18 @@ class Site:
     def has_mail(self) -> bool:
         """Whether there is ready mail, also such as its domain's own limits hold."""
         return any(group.backlog or any(queue.held_until for queue in group.queues) for group in self.groups.values())
+
+    def group_of(self, mx: frozenset[str], terms: frozenset[str]) -> Group:
+        """The group of domains that go to these hosts on these terms."""
+        group = self.groups.get((mx, terms))
+        if group is None:
+            group = self.groups[mx, terms] = Group(self, mx, terms)
+        return group
+
+    def forget(self, group: Group) -> None:
+        """Forget a group that has neither domains nor sessions."""
+        if not group.queues and not group.sessions:
+            self.groups.pop((group.mx, group.terms), None)
 
     def take_expired(self, now: float) -> tuple[list[tuple[str, str]], float]:
         """What has waited for bounce-after (domain, name), taken off the head of each line; when to look again."""

@@ -81,7 +81,7 @@ class Standing:
     def _hosts_of(self, domain: str) -> Hosts:
         """The mail hosts of a domain, as the scheduler was told them."""
         queue = self._scheduler.queues.get(domain)
-        return queue.group.hosts if queue is not None and queue.group is not None else None
+        return queue.group.mx if queue is not None and queue.group is not None else None
 
     def _mark(self, absences: dict[str, Absence], now: float) -> None:
         names = {pool.name for pool in self._pools}

@@ -30,10 +30,10 @@ from spoolmta.model import Answer, Config, DomainPolicy, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
 from spoolmta.reporter import Owner
-from spoolmta.resolver import Unroutable
+from spoolmta.resolver import Route, Unroutable
+from spoolmta.routing import Routing
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
-from spoolmta.smtp.starttls import kept_apart
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, take
 from spoolmta.standing import Standing
@@ -68,9 +68,11 @@ class Delivery:
         self._standing = Standing(config, layout, self._scheduler, self._partition)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
-        owner = Owner(self._policy, self._scheduler.site_of, self._add)
+        owner = Owner(self._policy, self._site_of, self._add)
         self._ledger = Ledger(config, owner, layout.root, page, row, self._partition)
-        process_ = Process(self._policy, self._now, self._request_turn, lambda: self._is_leaving, self._end_session)
+        process_ = Process(
+            self._policy, self._site_of, self._now, self._request_turn, lambda: self._is_leaving, self._end_session
+        )
         self._carrier = Carrier(process_, self._scheduler, self._partition, self._ledger, row, vmta)
         self._configure(config)
         self._switchboard = Switchboard(
@@ -107,6 +109,10 @@ class Delivery:
     def _policy(self, domain: str) -> DomainPolicy:
         """What holds for a domain's mail; for a site itself, if that is its name."""
         return self._resolve(self._scheduler.site_of(domain), domain)
+
+    def _site_of(self, domain: str) -> str:
+        """The site a domain's mail goes to, as far as that is known."""
+        return self._policy(domain).queue_to or self._scheduler.site_of(domain)
 
     def _now(self) -> float:
         return time.monotonic() + self._wall
@@ -359,19 +365,25 @@ class Delivery:
             self._stopped.set_exception(error) if error else self._stopped.set_result(None)
 
     async def _locate(self, domain: str) -> None:
-        policy = self._policy(domain)
+        table = self._table
+        found: tuple[Routing, Route] | Unroutable
         try:
-            route = await self._opener.resolver.route(domain, policy)
+            found = await self._opener.resolver.locate(table, domain)
         except Unroutable as error:
-            self._unroutable(domain, policy, error)
+            found = error
+        if table is not self._table:  # a reload came in between
+            await self._locate(domain)
+        elif isinstance(found, Unroutable):
+            self._unroutable(domain, found)
         else:
-            site = self._table.site_of(domain, route.mx)
-            self._switchboard.meet(site)
-            self._scheduler.located(domain, site, self._resolve, self._now(), route.mx | kept_apart(domain, policy))
+            routing, route = found
+            self._switchboard.meet(routing.site)
+            self._scheduler.located(domain, routing.site, self._resolve, self._now(), route.mx, routing.terms)
         self._request_turn()
 
-    def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:
+    def _unroutable(self, domain: str, error: Unroutable) -> None:
         answer = Answer(Stage.RESOLVE, error.failure)
+        policy = self._policy(domain)
         self._carrier.on_trouble(domain, answer, Ends())
         judged = verdict.judge(answer, policy)
         now = self._now()
@@ -380,7 +392,7 @@ class Delivery:
             return
         pause = max(error.retry_in, policy.retry_after_dns_error)
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)
-        self._ledger.note_queue_failure(error.failure, Ends(), domain)
+        self._ledger.note_queue_failure(error.failure, Ends(), self._site_of(domain))
 
     async def _open(self, lane: Lane, wanted: Open) -> None:
         """Open a session; the scheduler hears how it went."""

@@ -15,11 +15,12 @@ from spoolmta.transport import Connection
 
 
 class Lane:
-    """One session. Of the recipients of its message `sent` are those of the transaction under way (or of the last
-    one), `unsent` those whose turn comes, and `done` those that need not be tried again; `tried` is how many of them
-    were to be tried at all, where a rate lets only a part go (`is_part`). `answered`, `delivered`: anybody. `pause`:
-    seconds for which the server asked us to wait. `is_skipped`: a rule says that another host is to take it. `carried`
-    counts its messages."""
+    """One session. `site` is where its message belonged when it went out; a reload may move the domain meanwhile. Of
+    the recipients of its message `sent` are those of the transaction under way (or of the last one), `unsent` those
+    whose turn comes, and `done` those that need not be tried again; `tried` is how many of them were to be tried at
+    all, where a rate lets only a part go (`is_part`). `answered`, `delivered`: anybody. `pause`: seconds for which the
+    server asked us to wait. `is_skipped`: a rule says that another host is to take it. `carried` counts its
+    messages."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -27,6 +28,7 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
         self.ends = Ends()
         self.capabilities = Capabilities()
+        self.site = ""
         self.domain = ""
         self.name = ""
         self.loaded: Loaded | None = None
@@ -54,10 +56,10 @@ class Lane:
         self.allowance = Allowance(opened.capabilities, policy.max_errors_per_connection)
         self.refusal, self.place = opened.refusal, opened.place
 
-    def take_on(self, domain: str, name: str, loaded: Loaded, most: int) -> None:
+    def take_on(self, site: str, domain: str, name: str, loaded: Loaded, most: int) -> None:
         """Begin with a message, and `most` of its recipients (0: all)."""
         self.carried += 1
-        self.domain, self.name, self.loaded = domain, name, loaded
+        self.site, self.domain, self.name, self.loaded = site, domain, name, loaded
         self.unsent, self.done = loaded.recipients[: most or None], []
         self.answered = self.delivered = self.is_skipped = False
         self.is_part, self.tried, self.pause = 0 < most < len(loaded.recipients), len(self.unsent), 0.0

@@ -31,9 +31,10 @@ from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.policy import PolicyTable
 from spoolmta.reporter import Owner
 from spoolmta.resolver import Route, Unroutable
-from spoolmta.routing import Routing
+from spoolmta.routing import Routing, is_moved
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
+from spoolmta.site import Queue
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, take
 from spoolmta.standing import Standing
@@ -235,13 +236,20 @@ class Delivery:
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
+        before = self._table
         self._configure(config)
         self._standing.reconfigure(config)
         self._ledger.reconfigure(config)
         self._commons.reconfigure(config)
+        self._scheduler.move([queue for queue in self._scheduler.queues.values() if self._is_moved(queue, before)])
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._request_turn()
+
+    def _is_moved(self, queue: Queue, before: PolicyTable) -> bool:
+        """Whether a reload has changed where the mail of a queue goes."""
+        mx = queue.group.mx if queue.group is not None else frozenset[str]()
+        return is_moved(before, self._table, queue.domain, mx)
 
     def _reopen(self) -> None:
         try:

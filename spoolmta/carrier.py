@@ -28,10 +28,11 @@ log = logging.getLogger("spoolmta")
 
 
 class Process(Struct, frozen=True):
-    """What the carrier needs of the process around it: what holds for a domain, the time, another turn of the loop,
-    whether it is leaving, and what to do with a session that cannot carry another message."""
+    """What the carrier needs of the process around it: what holds for a domain and at which site its mail is, the time,
+    another turn of the loop, whether it is leaving, and what to do with a session that cannot carry another message."""
 
     policy: Callable[[str], DomainPolicy]
+    site_of: Callable[[str], str]
     now: Callable[[], float]
     request_turn: Callable[[], None]
     is_leaving: Callable[[], bool]
@@ -92,7 +93,7 @@ class Carrier:
             self._scheduler.finished(lane.number, self._process.now(), answered=False, reusable=reusable)
             self._process.request_turn()
             return
-        lane.take_on(domain, name, loaded, most, self._scheduler.site_of(domain), self._process.policy(domain))
+        lane.take_on(domain, name, loaded, most, self._process.site_of(domain), self._process.policy(domain))
         self._send(lane)
 
     def _send(self, lane: Lane) -> None:
@@ -186,7 +187,7 @@ class Carrier:
 
     def on_trouble(self, domain: str, answer: Answer, ends: Ends) -> None:
         """A host did not let us in, or a domain could not be looked up."""
-        site = self._scheduler.site_of(domain)
+        site = self._process.site_of(domain)
         self._remember(site, answer.result)
         fired = self.responses.note(self._process.now(), site, ends.source, answer)
         if fired is not None:
@@ -228,7 +229,7 @@ class Carrier:
             return
         lane = Lane(0)
         lane.domain, lane.name, lane.sent = domain, name, loaded.recipients
-        way = Way(lane.ends, "", 0, self._scheduler.site_of(domain), self._process.policy(domain))
+        way = Way(lane.ends, "", 0, self._process.site_of(domain), self._process.policy(domain))
         lane.done = self._ledger.settle(loaded, lane.sent, [Answer(Stage.RESOLVE, failure)] * len(lane.sent), way)
         self._leave_entry(lane, loaded)
         self._process.request_turn()

@@ -88,7 +88,8 @@ class Clearance:
             if loaded is None:
                 continue
             chosen = [r for r in loaded.recipients if not addresses or r.address.lower() in addresses]
-            way = Way(Ends(), "", 0, self._site_of(domain), self._policy(domain))
+            policy = self._policy(domain)
+            way = Way(Ends(), "", 0, policy.queue_to or self._site_of(domain), policy)
             self._ledger.settle(loaded, chosen, [answer] * len(chosen), way)
             if len(chosen) == len(loaded.recipients):
                 self._partition.remove(domain, name)

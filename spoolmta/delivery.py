@@ -23,8 +23,8 @@ from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLim
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
 from spoolmta.condition import Condition
-from spoolmta.control import SCAN, HintReader
 from spoolmta.errors import SpoolError
+from spoolmta.inflow import Inflow
 from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger
 from spoolmta.mailer import Mailer
@@ -34,10 +34,11 @@ from spoolmta.passage import Passage
 from spoolmta.policy import PolicyTable
 from spoolmta.reporter import Owner
 from spoolmta.rerouting import Rerouting
-from spoolmta.resolver import Unroutable
+from spoolmta.resolver import Route, Unroutable
+from spoolmta.routing import Routing, is_moved
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Page, Row
-from spoolmta.smtp.starttls import kept_apart
+from spoolmta.site import Queue
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, take
 from spoolmta.standing import Standing
@@ -64,7 +65,6 @@ class Delivery:
         self._page, self._row, self._layout = page, row, layout
         self._vmta: Vmta = config.vmtas[vmta]
         self._chance = random.Random()
-        self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta, lock)
         self._rates = state.Rates(layout.rates(vmta), time.time())
         self._commons = Commons(config, vmta, layout, self._chance.random)
@@ -75,9 +75,12 @@ class Delivery:
         self._mailer = Mailer(config, vmta)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
-        owner = Owner(self._policy, self._scheduler.site_of, self._add)
+        self._inflow = Inflow(hints, self._partition, self._scheduler, self._rerouting, self._now)
+        owner = Owner(self._policy, self._site_of, self._inflow.add)
         self._ledger = Ledger(config, owner, layout.root, page, row, self._partition)
-        process_ = Process(self._policy, self._now, self._request_turn, lambda: self._is_leaving, self._end_session)
+        process_ = Process(
+            self._policy, self._site_of, self._now, self._request_turn, lambda: self._is_leaving, self._end_session
+        )
         self._carrier = Carrier(process_, self._scheduler, self._partition, self._ledger, row, vmta)
         self._configure(config)
         self._switchboard = Switchboard(
@@ -98,7 +101,6 @@ class Delivery:
         self._requested_at = self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._scan_wanted, self._next_scan = True, 0.0
         self._active_at = self._now()
         self._is_leaving = False
 
@@ -115,6 +117,10 @@ class Delivery:
         """What holds for a domain's mail; for a site itself, if that is its name."""
         return self._resolve(self._scheduler.site_of(domain), domain)
 
+    def _site_of(self, domain: str) -> str:
+        """The site a domain's mail goes to, as far as that is known."""
+        return self._policy(domain).queue_to or self._scheduler.site_of(domain)
+
     def _now(self) -> float:
         return time.monotonic() + self._wall
 
@@ -126,7 +132,7 @@ class Delivery:
         loop.set_exception_handler(
             lambda _, context: self._end(context.get("exception") or RuntimeError(context["message"]))
         )
-        loop.add_reader(self._hints.descriptor, self._read_hints)
+        loop.add_reader(self._inflow.descriptor, self._read_hints)
         loop.add_signal_handler(signal.SIGTERM, lambda: self.leave(is_orphan()))
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         left = state.load(self._layout, self._vmta.name)
@@ -137,7 +143,7 @@ class Delivery:
         self._mailer.restore(left.alerted, self._now())
         self._carrier.responses.restore(left.counts, self._now())
         await self._switchboard.open()
-        self._scan_if_wanted()
+        self._inflow.scan_if_wanted()
         self._partition.forget_settled()
         self._request_turn()
         self._start(self._keep_house(is_orphan))
@@ -163,7 +169,7 @@ class Delivery:
             self._passage.pay()
             if now - last_scan > RESCAN:
                 last_scan = now
-                self._scan_wanted = True
+                self._inflow.is_scan_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
             self._ledger.remind(now)
@@ -222,7 +228,7 @@ class Delivery:
 
     def _close(self) -> None:
         # A hint that comes from now on stays in the FIFO for whoever comes next: the loop still turns to end itself.
-        self._loop.remove_reader(self._hints.descriptor)
+        self._loop.remove_reader(self._inflow.descriptor)
         self._switchboard.close()
         self._ledger.close()
         self._tell_news()
@@ -262,6 +268,7 @@ class Delivery:
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
         self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
+        before = self._table
         self._configure(config)
         self._passage.reconfigure(config)
         self._standing.reconfigure(config)
@@ -269,9 +276,15 @@ class Delivery:
         self._ledger.reconfigure(config)
         self._mailer.reconfigure(config)
         self._commons.reconfigure(config)
+        self._scheduler.move([queue for queue in self._scheduler.queues.values() if self._is_moved(queue, before)])
         self._scheduler.reconfigure(limits_of(self._vmta), self._resolve, self._now())
         self._row[Cell.CONFIG_GENERATION] = self._page.config_generation
         self._request_turn()
+
+    def _is_moved(self, queue: Queue, before: PolicyTable) -> bool:
+        """Whether a reload has changed where the mail of a queue goes."""
+        mx = queue.group.mx if queue.group is not None else frozenset[str]()
+        return is_moved(before, self._table, queue.domain, mx)
 
     def _reopen(self) -> None:
         try:
@@ -293,7 +306,7 @@ class Delivery:
         self._scheduler.set_saturated(self._lag > SATURATED)
         if not self._write() and not self._is_leaving:
             return  # nothing more is sent while what was sent cannot be written down
-        self._scan_if_wanted()
+        self._inflow.scan_if_wanted()
         if self._scheduler.known.news:
             self._rerouting.tend(self._now())
         actions, wake = self._scheduler.step(self._now())
@@ -307,7 +320,7 @@ class Delivery:
             self._active_at = self._now()
         if self._is_leaving and not self._lanes and not self._turn_requested:
             self._loop.call_later(QUIT_GRACE, self._end)
-        self._wake_at(min(wake, self._next_scan) if self._scan_wanted else wake)
+        self._wake_at(min(wake, self._inflow.next_scan) if self._inflow.is_scan_wanted else wake)
 
     def _wake_at(self, wake: float) -> None:
         """See that there is a turn at `wake`. A timer that fires earlier is left as it is: it asks again."""
@@ -330,37 +343,10 @@ class Delivery:
             self._wake_at(self._now() + SYNC_AFTER)
         return True
 
-    # Mail coming in
-
     def _read_hints(self) -> None:
-        hints = self._hints.read()
-        now = self._now()
-        for hint in hints:
-            if hint == SCAN:
-                self._scan_wanted = True
-                continue
-            parts = hint.split("/")
-            if len(parts) == 3:
-                self._add(parts[0], parts[2])
-        if hints:
-            self._active_at = now
+        if self._inflow.read_hints():
+            self._active_at = self._now()
             self._request_turn()
-
-    def _scan_if_wanted(self) -> None:
-        """Look through the whole queue, where hints were lost or may have been; at most a twentieth of the time."""
-        now = self._now()
-        if not self._scan_wanted or now < self._next_scan:
-            return
-        self._scan_wanted = False
-        for domain, name, due in self._partition.scan():
-            if not self._rerouting.takes(domain, name, now):
-                self._scheduler.add(domain, name, due, now)
-        self._next_scan = now + max(0.25, 20 * (self._now() - now))
-
-    def _add(self, domain: str, name: str) -> None:
-        due, now = self._partition.add(domain, name), self._now()
-        if due is not None and not self._rerouting.takes(domain, name, now):
-            self._scheduler.add(domain, name, due, now)
 
     # Performing actions
 
@@ -398,20 +384,26 @@ class Delivery:
             self._stopped.set_exception(error) if error else self._stopped.set_result(None)
 
     async def _locate(self, domain: str) -> None:
-        policy = self._policy(domain)
+        table = self._table
+        found: tuple[Routing, Route] | Unroutable
         try:
-            route = await self._opener.resolver.route(domain, policy)
+            found = await self._opener.resolver.locate(table, domain)
         except Unroutable as error:
-            self._unroutable(domain, policy, error)
+            found = error
+        if table is not self._table:  # a reload came in between
+            await self._locate(domain)
+        elif isinstance(found, Unroutable):
+            self._unroutable(domain, found)
         else:
-            site = self._table.site_of(domain, route.mx)
-            self._switchboard.meet(site)
-            self._scheduler.located(domain, site, self._resolve, self._now(), route.mx | kept_apart(domain, policy))
+            routing, route = found
+            self._switchboard.meet(routing.site)
+            self._scheduler.located(domain, routing.site, self._resolve, self._now(), route.mx, routing.terms)
             self._rerouting.take_all(domain, self._now())
         self._request_turn()
 
-    def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:
+    def _unroutable(self, domain: str, error: Unroutable) -> None:
         answer = Answer(Stage.RESOLVE, error.failure)
+        policy = self._policy(domain)
         self._carrier.on_trouble(domain, answer, Ends())
         judged = verdict.judge(answer, policy)
         now = self._now()
@@ -420,7 +412,7 @@ class Delivery:
             return
         pause = max(error.retry_in, policy.retry_after_dns_error)
         self._scheduler.unlocated(domain, now, now + pause, error.failure.text, policy.bounce_after)
-        self._ledger.note_queue_failure(error.failure, Ends(), domain)
+        self._ledger.note_queue_failure(error.failure, Ends(), self._site_of(domain))
 
     async def _open(self, lane: Lane, wanted: Open) -> None:
         """Open a session; the scheduler hears how it went."""

@@ -15,11 +15,12 @@ from spoolmta.transport import Connection
 
 
 class Lane:
-    """One session. Of the recipients of its message `sent` are those of the transaction under way (or of the last
-    one), `unsent` those whose turn comes, and `done` those that need not be tried again; `tried` is how many of them
-    were to be tried at all, where a rate lets only a part go (`is_part`). `answered`, `delivered`: anybody. `pause`:
-    seconds for which the server asked us to wait. `is_skipped`: a rule says that another host is to take it. `carried`
-    counts its messages."""
+    """One session. `site` is where its message belonged when it went out; a reload may move the domain meanwhile. Of
+    the recipients of its message `sent` are those of the transaction under way (or of the last one), `unsent` those
+    whose turn comes, and `done` those that need not be tried again; `tried` is how many of them were to be tried at
+    all, where a rate lets only a part go (`is_part`). `answered`, `delivered`: anybody. `pause`: seconds for which the
+    server asked us to wait. `is_skipped`: a rule says that another host is to take it. `carried` counts its
+    messages."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -27,6 +28,7 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
         self.ends = Ends()
         self.capabilities = Capabilities()
+        self.site = ""
         self.domain = ""
         self.name = ""
         self.site = ""

@@ -156,7 +156,7 @@ class Opener:
             route = await self.resolver.route(domain, policy)
         except Unroutable as error:
             return NotOpened(error.failure, Ends())
-        rules = await self._protection.rules(domain, policy, route)
+        rules = await self._protection.rules(policy.queue_to or domain, policy, route)
         result = await self._open(rules, sources, on_lost)
         if isinstance(result, NotOpened) and rules.enforced is not None:
             changed = await self._protection.changed(rules)
@@ -178,9 +178,16 @@ class Opener:
             if isinstance(addresses, Failure):
                 result = NotOpened(addresses, Ends(host.name))
                 continue
-            if not policy.smtp_hosts and any(self.resolver.here.is_own(address) for address in addresses):
+            if not _is_named(host, policy) and any(self.resolver.here.is_own(address) for address in addresses):
+                loop = _loop(rules, host)
+                if host.lookup_mx:
+                    result = NotOpened(loop, Ends(host.name))
+                    continue
                 # The hosts behind this one are worse than we are, and may only send the mail to us (RFC 5321 5.1).
-                return _loops_back(rules, host, on_lost) if host is rules.route.hosts[0] else result
+                if host is not rules.route.hosts[0]:
+                    return result
+                # A name that the operator has written (queue-to) may be wrong, which is no reason to bounce.
+                return NotOpened(loop, Ends(host.name)) if policy.queue_to else _loops_back(rules, host, loop, on_lost)
             for address in addresses:
                 tries += 1
                 if tries > policy.mx_connection_attempts:
@@ -244,7 +251,7 @@ class Opener:
         ends = _ends(host, address, used, connection.channel)
         if isinstance(result, Capabilities):
             self._keep_session(goal, connection)
-            if policy.auth_username and policy.smtp_hosts:
+            if policy.auth_username and _is_named(host, policy):
                 result = await connection.converse(_login(result, policy, connection.is_encrypted))
         if not isinstance(result, Refused):
             return Opened(connection, ends, agree(result, policy))
@@ -317,6 +324,11 @@ def _families(sources: tuple[str, ...]) -> frozenset[int]:
     return frozenset(6 if ":" in source else 4 for source in sources) or frozenset((4, 6))
 
 
+def _is_named(host: Host, policy: DomainPolicy) -> bool:
+    """Whether the operator has named the host itself, and not the DNS."""
+    return bool(policy.smtp_hosts) and not host.lookup_mx
+
+
 def _login(offered: Capabilities, policy: DomainPolicy, is_encrypted: bool) -> Dialogue:
     """Only a host that the operator has named is told our password, never one that a stranger's MX record names."""
     return authenticate(
@@ -328,12 +340,15 @@ def _login(offered: Capabilities, policy: DomainPolicy, is_encrypted: bool) -> D
     )
 
 
-def _loops_back(rules: Rules, host: Host, on_lost: Callable[[], None]) -> Opened:
-    """A session to nobody: all its mail would come back to us."""
+def _loop(rules: Rules, host: Host) -> Failure:
     text = f"mail for {rules.domain} loops back to us: its host {host.name} is this machine"
-    failure = Failure(FailureKind.LOOP, text)
+    return Failure(FailureKind.LOOP, text)
+
+
+def _loops_back(rules: Rules, host: Host, loop: Failure, on_lost: Callable[[], None]) -> Opened:
+    """A session to nobody: all its mail would come back to us."""
     connection = Connection(asyncio.get_running_loop(), timeouts(rules.policy), on_lost)
-    return Opened(connection, Ends(host.name), Capabilities(), Answer(Stage.RESOLVE, failure))
+    return Opened(connection, Ends(host.name), Capabilities(), Answer(Stage.RESOLVE, loop))
 
 
 def _ends(host: Host, address: str, source: str, channel: Channel | None) -> Ends:

@@ -53,7 +53,7 @@ class Passage:
     def _hosts_of(self, domain: str) -> Hosts:
         """The mail hosts of a domain, as the scheduler was told them."""
         queue = self._scheduler.queues.get(domain)
-        return queue.group.hosts if queue is not None and queue.group is not None else None
+        return queue.group.mx if queue is not None and queue.group is not None else None
 
     def waiting(self, domain: str) -> list[str]:
         """The names of a domain's entries that no session has."""

@@ -10,6 +10,11 @@ A domain is looked up under each of these few names, so the cost does not depend
 A site is what shares connections, limits and back-off state (`PolicyTable.site_of`). Its limits are those of its name:
 `google.rollup` has what is written for the provider, and in `[domain."google.rollup"]`. What a domain of a provider
 has in tables of its own holds for the domain, within the provider's limits.
+
+`queue-to` is followed once. A name that anything is queued to is a queue of its own: it is not rolled up, and a
+`queue-to` that would match it does not hold for it. So there are no chains and no circles.
+
+Laws. With `queue-to` all of a domain's policy but `queue-to` itself is that of the name it says, and so is its site.
 """
 
 from __future__ import annotations
@@ -53,6 +58,9 @@ class PolicyTable:
         self._name = vmta_name
         self._providers = Providers(config.providers)
         self._layers = [_layer(tables) for tables in (config.domains, *(vmta.layers if vmta else ()))]
+        tables = [(pattern, settings["queue_to"].value) for pattern, settings in _queueing(self._layers)]
+        self._queues = frozenset(queue for _, queue in tables if queue)
+        self._queueing = {pattern: None for pattern, _ in tables if _is_of_provider(pattern)}
 
     def __repr__(self) -> str:
         return f"PolicyTable({self._name!r}, {[len(layer) for layer in self._layers]} patterns)"
@@ -69,26 +77,60 @@ class PolicyTable:
     def site_of(self, domain: str, hosts: Iterable[str]) -> str:
         """The site of a domain whose MX records name these hosts.
 
-        That of the provider that runs all of them; else domains with the same hosts share one, named by the first
-        name of the hosts, unless a domain has a table of its own; else the domain is one by itself.
+        What `queue-to` says; that of the provider that runs all of the hosts; else domains with the same hosts share
+        one, named by the first name of the hosts, unless a domain has a table of its own; else the domain is one by
+        itself.
         """
+        if fixed := self.fixed_site_of(domain):
+            return fixed
         names = frozenset(hosts)
-        if self.resolve("", domain).disable_mx_rollup or not names:
-            return domain
-        if provider := self._providers.find(names):
-            return provider + ROLLUP
-        if names == {domain} or self._is_named(domain):
+        if names and (provider := self._providers.find(names)):
+            site = provider + ROLLUP
+            return self.resolve(site, domain).queue_to or site
+        if queue_to := self.resolve("", domain).queue_to:
+            return queue_to
+        if not names or names == {domain} or self._is_named(domain):
             return domain
         return min(names) + ROLLUP
+
+    def fixed_site_of(self, domain: str) -> str:
+        """The site of a domain where that is no matter of its MX hosts, else ""."""
+        if domain in self._queues:
+            return domain
+        policy = self.resolve("", domain)
+        if not policy.queue_to:
+            return domain if policy.smtp_hosts or policy.disable_mx_rollup else ""
+        others = (self._followed("", (pattern,), domain).get("queue_to") for pattern in self._queueing)
+        is_fixed = all(other is not None and other.value == policy.queue_to for other in others)
+        return policy.queue_to if is_fixed else ""
 
     def _is_named(self, domain: str) -> bool:
         patterns = [*patterns_for(domain)][1:]
         return any(name in layer for layer in self._layers for name in patterns)
 
     def _settings(self, site: str, domain: str) -> dict[str, Setting]:
+        settings = self._followed(site, self._providers.table_of(site), domain)
+        if site in self._queues and self._queueing and not _leads_to(site, settings):
+            # What the tables of its provider have brought to a queue is not at the provider's site any more.
+            others = (self._followed(site, (pattern,), domain) for pattern in self._queueing)
+            return next((other for other in others if _leads_to(site, other)), settings)
+        return settings
+
+    def _followed(self, site: str, providers: tuple[str, ...], domain: str) -> dict[str, Setting]:
+        """What holds at a site for a domain by its tables and those of providers, or for what it is queued to."""
+        settings = self._written(providers, domain)
+        queue_to = settings.pop("queue_to", None)
+        if queue_to is None or domain in self._queues:
+            return settings
+        if queue_to.value:
+            settings = self._written(self._providers.table_of(site), str(queue_to.value))
+        return settings | {"queue_to": queue_to}
+
+    def _written(self, providers: tuple[str, ...], domain: str) -> dict[str, Setting]:
+        """What the tables say of a domain, those of providers among them, and no `queue-to` followed."""
         settings: dict[str, Setting] = {}
         everything, *patterns = patterns_for(domain)
-        names = [everything, *self._providers.table_of(site), *patterns]
+        names = [everything, *providers, *patterns]
         for layer in self._layers:
             for name in names:
                 if found := layer.get(name):
@@ -132,6 +174,22 @@ class Providers:
 
 def _layer(tables: tuple[DomainTable, ...]) -> Layer:
     return {table.pattern: table.settings for table in tables}
+
+
+def _queueing(layers: Iterable[Layer]) -> Iterator[tuple[str, dict[str, Setting]]]:
+    """The tables that say where mail is queued to, or that it is not."""
+    for layer in layers:
+        for pattern, settings in layer.items():
+            if "queue_to" in settings:
+                yield pattern, settings
+
+
+def _leads_to(site: str, settings: dict[str, Setting]) -> bool:
+    return "queue_to" in settings and settings["queue_to"].value == site
+
+
+def _is_of_provider(pattern: str) -> bool:
+    return pattern.startswith("provider ")
 
 
 def patterns_for(domain: str) -> Iterator[str]:
@@ -184,7 +242,7 @@ def _undone(
                 continue
             # one domain stands for all that the pattern matches
             domain = f"any{pattern[1:]}" if pattern.startswith("*.") else pattern.removeprefix("[*.]")
-            if pattern.startswith("provider "):
+            if _is_of_provider(pattern):
                 domain = pattern.removeprefix("provider ") + ROLLUP
             holds = policies.explain(domain, domain)[field]
             is_star = any(table.settings.get(field) is holds for table in stars)
@@ -200,4 +258,4 @@ def _undone(
 
 
 def _table(pattern: str) -> str:
-    return pattern.replace(" ", ".") if pattern.startswith("provider ") else f'domain."{pattern}"'
+    return pattern.replace(" ", ".") if _is_of_provider(pattern) else f'domain."{pattern}"'

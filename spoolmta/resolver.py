@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import random
 import re
 import time
+from collections.abc import Iterable
 
 import dns.asyncresolver
 import dns.exception
@@ -24,6 +26,8 @@ import dns.resolver
 
 from spoolmta.here import Here
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Struct
+from spoolmta.policy import PolicyTable
+from spoolmta.routing import Routing, routing
 
 MAX_HOSTS = 10
 MAX_RECORDS = 100
@@ -41,8 +45,8 @@ _HOST_NAME = re.compile(
 
 class Route(Struct, frozen=True):
     """Where a domain's mail goes: its hosts, best first. `mx` are the hosts its MX records name; empty for a route
-    that is no matter of MX records (fixed hosts, an address). `is_secure`: the hosts are the operator's, or DNSSEC
-    proves them."""
+    that is no matter of them (smtp-hosts, an address). `is_secure`: the operator has named all hosts, or DNSSEC proves
+    them."""
 
     hosts: tuple[Host, ...]
     mx: frozenset[str] = frozenset()
@@ -73,27 +77,43 @@ class Found(Struct, frozen=True):
 def mail_hosts(
     domain: str, records: tuple[str, ...], chance: random.Random, own_names: frozenset[str] = frozenset()
 ) -> tuple[Host, ...] | Failure:
-    """MX records (`10 mx.example.com`) to hosts in the order in which they are tried.
+    """MX records (`10 mx.example.com`) to hosts in the order in which they are tried: equal preferences are shuffled
+    (RFC 5321: MUST)."""
+    levels = mail_levels(domain, records, own_names)
+    return levels if isinstance(levels, Failure) else _in_order(levels, chance)
 
-    No record: the domain itself (RFC 5321 section 5.1). A single `0 .`: no mail wanted (RFC 7505). Equal preferences
-    are shuffled (5321: MUST). A host that is an address or no host name cannot be used; nothing usable is an error,
-    never the domain itself. Where we are one of the hosts, only better ones than us are tried.
+
+def mail_levels(
+    domain: str, records: tuple[str, ...], own_names: frozenset[str] = frozenset()
+) -> list[list[Host]] | Failure:
+    """MX records to hosts by preference, best first.
+
+    No record: the domain itself (RFC 5321 section 5.1). A single `0 .`: no mail wanted (RFC 7505). A host that is an
+    address or no host name cannot be used; nothing usable is an error, never the domain itself. Where we are one of
+    the hosts, only better ones than us are tried.
     """
     loop = Failure(FailureKind.LOOP, f"the mail hosts of {domain} lead back to us")
     if not records:
-        return loop if domain in own_names else (Host(domain),)
-    parsed = []
+        return loop if domain in own_names else [[Host(domain)]]
+    parsed: list[tuple[int, str]] = []
     for record in records[:MAX_RECORDS]:
         preference, _, name = record.partition(" ")
-        parsed.append((int(preference), chance.random(), name.rstrip(".").lower()))
-    if len(parsed) == 1 and parsed[0][2] == "":
+        parsed.append((int(preference), name.rstrip(".").lower()))
+    if len(parsed) == 1 and parsed[0][1] == "":
         return Failure(FailureKind.NULL_MX, f"{domain} accepts no mail (null MX)")
-    usable = [(preference, Host(name)) for preference, _, name in sorted(parsed) if is_host_name(name)]
+    usable: dict[int, list[Host]] = {}
+    for number, name in sorted(parsed):
+        if is_host_name(name):
+            usable.setdefault(number, []).append(Host(name))
     if not usable:
         return Failure(FailureKind.NO_HOST, f"none of the mail hosts of {domain} can be used")
-    ours = min((preference for preference, host in usable if host.name in own_names), default=None)
-    better = [host for preference, host in usable if ours is None or preference < ours]
-    return tuple(better) or loop
+    levels = itertools.takewhile(lambda level: not any(host.name in own_names for host in level), usable.values())
+    return [*levels] or loop
+
+
+def _in_order(levels: Iterable[list[Host]], chance: random.Random) -> tuple[Host, ...]:
+    """Hosts of one level are alike."""
+    return tuple(host for level in levels for host in chance.sample(level, len(level)))
 
 
 def is_host_name(name: str) -> bool:
@@ -135,27 +155,83 @@ class Resolver:
         self._resolver.timeout = 4.0
 
     async def route(self, domain: str, policy: DomainPolicy) -> Route:
-        """The domain's hosts: the fixed route of its policy, an address literal's address, or MX. Raises
-        Unroutable."""
+        """The hosts for a domain's mail: those of smtp-hosts, an address literal's address, or what the MX records of
+        the domain name, or of whatever its mail is queued to. Raises Unroutable."""
         if policy.smtp_hosts:
-            hosts = []
-            for level in policy.smtp_hosts:
-                hosts += self._chance.sample(level, len(level))
-            return Route(tuple(hosts), is_secure=True)
+            return await self._route_of(policy.smtp_hosts)
+        if not policy.queue_to:
+            return await self._route_by_mx(domain, policy)
+        try:
+            return await self._route_by_mx(policy.queue_to, policy)
+        except Unroutable as error:
+            raise _wait(f"queue-to {policy.queue_to}: {error.failure.text}", error.retry_in) from None
+
+    async def _route_by_mx(self, domain: str, policy: DomainPolicy) -> Route:
         literal = _literal(domain)
         if literal:
             return Route((Host(literal),))
         found = await self.look_up(domain, "MX")
-        if found.failure is not None:
-            raise Unroutable(Failure(found.failure, found.text), max(1.0, found.expires - time.monotonic()))
-        if not found.records and policy.bounce_upon_no_mx:
+        if found.failure is None and not found.records and policy.bounce_upon_no_mx:
             failure = Failure(FailureKind.NO_HOST, f"{domain} has no MX record")
-            raise Unroutable(failure, max(1.0, found.expires - time.monotonic()))
-        result = mail_hosts(domain, found.records, self._chance, self.here.names)
-        if isinstance(result, Failure):
-            raise Unroutable(result, max(1.0, found.expires - time.monotonic()))
-        mx = frozenset(host.name for host in result if found.records)
-        return Route(result[:MAX_HOSTS], mx, found.is_secure)
+            raise Unroutable(failure, _retry_in(found))
+        hosts = _in_order(self._levels(domain, found), self._chance)
+        mx = frozenset(host.name for host in hosts if found.records)
+        return Route(hosts[:MAX_HOSTS], mx, found.is_secure)
+
+    def _levels(self, domain: str, found: Found) -> list[list[Host]]:
+        """What the answer to a question for MX says. Raises Unroutable."""
+        if found.failure is not None:
+            raise Unroutable(Failure(found.failure, found.text), _retry_in(found))
+        levels = mail_levels(domain, found.records, self.here.names)
+        if isinstance(levels, Failure):
+            raise Unroutable(levels, _retry_in(found))
+        return levels
+
+    async def _route_of(self, wanted: tuple[tuple[Host, ...], ...]) -> Route:
+        """The hosts of smtp-hosts. What a look-up finds first is as good as what stands beside the look-up, and what it
+        finds behind that comes before the next level."""
+        hosts: list[Host] = []
+        failures: list[tuple[str, float]] = []
+        is_secure = True
+        for level in wanted:
+            deeper = [[host for host in level if not host.lookup_mx]]
+            for host in level:
+                if not host.lookup_mx:
+                    continue
+                found = await self.look_up(host.name, "MX")
+                try:
+                    _merge(deeper, self._looked_up(host, self._levels(host.name, found)))
+                    is_secure = is_secure and found.is_secure
+                except Unroutable as error:
+                    failures.append((f"lookup-mx:{host.name}: {error.failure.text}", error.retry_in))
+            hosts += _in_order(deeper, self._chance)
+        if not hosts:
+            raise _wait("; ".join(text for text, _ in failures), min(seconds for _, seconds in failures))
+        return Route(tuple(hosts), is_secure=is_secure)
+
+    def _looked_up(self, host: Host, levels: list[list[Host]]) -> list[list[Host]]:
+        """The first hosts that a look-up has found, with its port."""
+        first = _in_order(levels, self._chance)[:MAX_HOSTS]
+        found = [[Host(one.name, host.port, lookup_mx=True) for one in level if one in first] for level in levels]
+        return [level for level in found if level]
+
+    async def locate(self, table: PolicyTable, domain: str) -> tuple[Routing, Route]:
+        """The site to which a domain's mail goes, and the hosts that take it there. Raises Unroutable."""
+        policy = table.resolve("", domain)
+        if table.fixed_site_of(domain):
+            route = await self.route(domain, policy)
+            return routing(table, domain, route.mx), route
+        try:
+            own = await self._route_by_mx(domain, policy)
+        except Unroutable as error:
+            if not policy.queue_to or error.failure.kind is FailureKind.DNS_TEMPORARY:
+                raise
+            own = Route(())  # whatever it is, it is no provider's
+        found = routing(table, domain, own.mx)
+        if not found.queue_to:
+            return found, own
+        route = await self.route(domain, table.resolve(found.site, domain))
+        return found, Route(route.hosts, own.mx, route.is_secure)
 
     async def addresses(self, host: str, families: frozenset[int]) -> list[str] | Failure:
         """The addresses of a host in the families (4, 6) we can send from, IPv6 first; or why there are none."""
@@ -221,6 +297,23 @@ class Resolver:
 
     def _is_secure(self, response: dns.message.Message) -> bool:
         return self.is_trusted and bool(response.flags & dns.flags.AD)
+
+
+def _retry_in(found: Found) -> float:
+    return max(1.0, found.expires - time.monotonic())
+
+
+def _wait(text: str, seconds: float) -> Unroutable:
+    """A name that the operator has written leads nowhere: mail waits until that is mended, and does not bounce."""
+    return Unroutable(Failure(FailureKind.DNS_TEMPORARY, text), seconds)
+
+
+def _merge(levels: list[list[Host]], more: list[list[Host]]) -> None:
+    """Hosts at the same depth are alike."""
+    for depth, level in enumerate(more):
+        if depth == len(levels):
+            levels.append([])
+        levels[depth] += level
 
 
 def _text(record: dns.rdata.Rdata) -> str:

@@ -36,7 +36,7 @@ from spoolmta.metering import Meter
 from spoolmta.model import DomainPolicy, Failure
 from spoolmta.sessions import Sessions
 from spoolmta.sharing import AGAIN, ALONE, Partners
-from spoolmta.site import Group, Queue, Site
+from spoolmta.site import Queue, Session, Site
 from spoolmta.sites import Chance, Policies, Sites
 from spoolmta.sources import Sources
 
@@ -73,7 +73,6 @@ class Scheduler:
         self.known = Sites(self._agenda, self.sources, chance, cells_for)
         self._sessions = Sessions(vmta, self._agenda, self.sources, partners)
         self._assignment = Assignment(self._agenda, self._meter)
-        self.size = 0
 
     def __repr__(self) -> str:
         return (
@@ -83,6 +82,11 @@ class Scheduler:
     @property
     def sites(self) -> dict[str, Site]:
         return self.known.by_key
+
+    @property
+    def size(self) -> int:
+        """Names that wait here, ready or not: counted one by one."""
+        return sum(len(queue) for queue in self.queues.values())
 
     @property
     def sessions(self) -> int:
@@ -106,7 +110,6 @@ class Scheduler:
     def add(self, domain: str, name: str, due: float, now: float) -> None:
         """An entry to be delivered: at once, or not before `due`."""
         queue = self.queues.get(domain) or self.queues.setdefault(domain, Queue(domain, self._held_jobs))
-        self.size += 1
         if due > now:
             heapq.heappush(queue.waiting, (due, name))
             if queue.waiting[0][1] is name:
@@ -115,16 +118,20 @@ class Scheduler:
             self._make_ready(queue, name, now)
 
     def located(
-        self, domain: str, site_key: str, policies: Policies, now: float, hosts: frozenset[str] = frozenset()
+        self,
+        domain: str,
+        site_key: str,
+        policies: Policies,
+        now: float,
+        mx: frozenset[str] = frozenset(),
+        terms: frozenset[str] = frozenset(),
     ) -> None:
-        """The domain's site is known, and the hosts that take its mail there; it goes there from now on."""
+        """The domain's site is known, and with whom it shares sessions there; its mail goes there from now on."""
         queue = self.queues.get(domain)
         if queue is None:
             return
         site = self.sites.get(site_key) or self.known.make(site_key, policies(site_key, site_key), now)
-        group = site.groups.get(hosts)
-        if group is None:
-            group = site.groups[hosts] = Group(site, hosts)
+        group = site.group_of(mx, terms)
         queue.locating, queue.group, queue.failure = False, group, None
         queue.set_policy(policies(site_key, domain), site.policy, self._cells_for(f"{site_key} {domain}"), now)
         group.queues.add(queue)
@@ -137,7 +144,6 @@ class Scheduler:
         if queue is not None:
             queue.locating, queue.retry_at, queue.reason, queue.bounce_after = False, until, reason, bounce_after
             old = queue.withdraw_ready(lambda name: entry.is_older(name, now - bounce_after))
-            self.size -= len(old)
             self._decided += [Expire(domain, name, reason) for name in old]
             self._agenda.mark(queue)
 
@@ -179,6 +185,8 @@ class Scheduler:
             return self.sources.set_aside(unbound, now)
         if ours:
             return self.known.block(site, now, reason, OUR_PAUSE)
+        if not session.group.queues:  # nobody goes to these hosts any more
+            return False
         if len(site.sessions) > site.opening:
             return concurrency.narrow(site, number, self._sessions.newest, now, self._chance)
         return self.known.block(site, now, reason, None, asked)
@@ -200,13 +208,14 @@ class Scheduler:
         if session is None:
             return False
         site = session.group.site
-        self._release(self._meter.let_go(session, now, delivered))
+        self._release(session, now, delivered)
         if answered:
             session.answered += 1
             self._on_answer(site, now, delivered)
         if not reusable:
+            is_failure = session.answered == 0 and bool(session.group.queues)
             self._sessions.forget(session)
-            return session.answered == 0 and self.known.block(site, now, reason, None)
+            return is_failure and self.known.block(site, now, reason, None)
         if self._sessions.is_spent(session, now):
             self._sessions.forget(session)
             self._decided.append(Close(number))
@@ -228,7 +237,7 @@ class Scheduler:
         """A session is gone, with what it carried."""
         session = self._sessions.all.get(number)
         if session is not None:
-            self._release(self._meter.let_go(session, now, False))
+            self._release(session, now, False)
             if session in session.group.idle:
                 session.group.idle.remove(session)
             self._sessions.forget(session)
@@ -254,6 +263,19 @@ class Scheduler:
             for queue in self.queues_of(key):
                 queue.set_policy(policies(key, queue.domain), site.policy, None, now)
                 self._agenda.mark(queue)
+
+    def move(self, queues: list[Queue]) -> None:
+        """These queues go elsewhere from now on: each is located anew. What is being sent goes on where it is; the
+        sessions they leave carry what other domains have for them, and end."""
+        for queue in queues:
+            queue.retry_at, queue.failure, queue.reason = 0.0, None, ""
+            self._agenda.mark(queue)
+            if queue.group is not None:
+                site = queue.group.site
+                queue.leave()
+                if not any(group.queues for group in site.groups.values()):
+                    self.known.absolve(site)
+                self._agenda.mark(site)
 
     # What outlives a site's mail
 
@@ -315,7 +337,6 @@ class Scheduler:
             return []
         queue.unlist()
         taken = queue.withdraw(is_meant)
-        self.size -= len(taken)
         if failure is not None:
             self._doomed.extend(Reject(domain, name, failure) for name in taken)
         queue.list_ready()
@@ -368,7 +389,6 @@ class Scheduler:
         while queue.waiting and queue.waiting[0][0] <= now:
             name = heapq.heappop(queue.waiting)[1]
             if queue.group is not None and queue.is_too_old(name, now):
-                self.size -= 1
                 actions.append(Expire(queue.domain, name, queue.group.site.condition.reason))
             else:
                 self._make_ready(queue, name, now)
@@ -384,11 +404,10 @@ class Scheduler:
                 self._agenda.arm(queue.held_until, queue)
             self._agenda.mark(queue.group.site)
         elif not queue.is_wanting:
-            if queue.is_empty and not queue.locating:
+            if queue.is_empty and not (queue.locating or queue.active):
                 self._drop(queue)
         elif queue.failure is not None and queue.retry_at > now and queue.has_ready:
             rejected = queue.take_ready(BATCH)
-            self.size -= len(rejected)
             actions += [Reject(queue.domain, name, queue.failure) for name in rejected]
             self._agenda.arm(now + SOON, queue)
         elif queue.retry_at > now:
@@ -409,7 +428,7 @@ class Scheduler:
         if is_blocked:
             site.hold = "pause" if state.paused is not None else "retry-after"
             self._expire_blocked(site, now, actions)
-        wanting = [] if state.paused is not None or self.draining else self._assign(site, now, actions)
+        wanting = [] if state.paused is not None or self.draining else self._assignment.assign(site, now, actions)
         site.is_crowded = len(site.groups) > 1 and any(not group.sessions for group in wanting)
         if is_blocked or not wanting or not self._sessions.open(site, wanting, now, most, actions):
             self._sessions.starved.pop(site, None)
@@ -417,23 +436,19 @@ class Scheduler:
         if not site.sessions and not site.has_mail:
             self._retire(site, now)
 
-    def _assign(self, site: Site, now: float, actions: list[Action]) -> list[Group]:
-        before = len(actions)
-        wanting = self._assignment.assign(site, now, actions)
-        self.size -= len(actions) - before
-        return wanting
-
-    def _release(self, queue: Queue | None) -> None:
-        """One of a domain's messages is done: another may go."""
+    def _release(self, session: Session, now: float, delivered: bool) -> None:
+        """The session's message is done: another of its domain may go."""
+        queue = self._meter.let_go(session, now, delivered)
         if queue is not None and queue.held_until == math.inf:
             queue.held_until = 0.0
             queue.list_ready()
+            self._agenda.mark(queue)
+        elif queue is not None and queue.group is not session.group:  # it was moved, and may be empty
             self._agenda.mark(queue)
 
     def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
         """Give up what has waited too long behind a failure or a pause, tried or not."""
         expired, again = site.take_expired(now)
-        self.size -= len(expired)
         actions += [Expire(domain, name, site.condition.reason) for domain, name in expired]
         if site.condition.blocked_until > now:
             again = min(again, site.condition.blocked_until)
@@ -443,7 +458,6 @@ class Scheduler:
     def _expire_held(self, queue: Queue, now: float, actions: list[Action]) -> None:
         """Give up what has waited too long with its job, tried or not."""
         expired = queue.take_expired_held(now)
-        self.size -= len(expired)
         actions += [Expire(queue.domain, name, JOB_IS_HELD) for name in expired]
         if (again := queue.held_expiry) < math.inf:
             self._agenda.arm(again, queue)
@@ -469,26 +483,24 @@ class Scheduler:
     def _refresh(self, site: Site, now: float) -> None:
         """The site's condition or policy has changed, or its time has come."""
         self.known.refresh(site, now)
-        for group in site.groups.values():
+        for group in [*site.groups.values()]:
             for session in [session for session in group.idle if self._sessions.is_spent(session, now)]:
                 group.idle.remove(session)
                 self._sessions.forget(session)
                 self._decided.append(Close(session.number))
 
     def _retire(self, site: Site, now: float) -> None:
-        """Forget a site without mail and sessions, once its rates do not need it; its condition is remembered."""
-        for group in [*site.groups.values()]:
-            for queue in [queue for queue in group.queues if queue.is_empty]:
-                group.queues.discard(queue)
-                self._drop(queue)
-            if not group.queues:
-                del site.groups[group.hosts]
+        """Forget a site without mail and sessions, once its rates and its calm do not need it; its condition is
+        remembered."""
+        for queue in site.take_empty():
+            self._drop(queue)
         if site.groups:
             return
-        if site.limits.busy_until() > now:
-            self._agenda.arm(site.limits.busy_until(), site)
-            return
-        self.known.forget(site, now)
+        needed_until = max(site.limits.busy_until(), site.calm_until)
+        if needed_until > now:
+            self._agenda.arm(needed_until, site)
+        else:
+            self.known.forget(site, now)
 
     def _drop(self, queue: Queue) -> None:
         self.queues.pop(queue.domain, None)

@@ -118,17 +118,19 @@ class Sessions:
         return self.partners.has_connections and self.partners.is_wanted()
 
     def close_idle(self, site: Site, now: float, actions: list[Action]) -> None:
-        """Close what has been idle for connection-idle-timeout; at once when others wait for its place."""
+        """Close what has been idle for connection-idle-timeout; at once when others wait for its place, or when no
+        domain goes there any more."""
         make_room = self.draining or (self.starved and site not in self.starved) or self._is_wanted()
         timeout = 0.0 if make_room or site.is_crowded else site.limits.force.connection_idle_timeout
         again = math.inf
-        for group in site.groups.values():
-            while group.idle and group.idle[0].idle_since + timeout <= now:  # the longest idle is the first
+        for group in [*site.groups.values()]:
+            patience = timeout if group.queues else 0.0
+            while group.idle and group.idle[0].idle_since + patience <= now:  # the longest idle is the first
                 session = group.idle.popleft()
                 self.forget(session)
                 actions.append(Close(session.number))
             if group.idle:
-                again = min(again, group.idle[0].idle_since + timeout)
+                again = min(again, group.idle[0].idle_since + patience)
         if again < math.inf:
             self._idle_sites[site] = None
             self._agenda.arm(again, site)
@@ -169,4 +171,5 @@ class Sessions:
         group.opening -= session.opening
         for source in session.sources:
             group.site.by_source[source] -= 1
+        group.site.forget(group)
         self._agenda.mark(group.site)

@@ -73,6 +73,12 @@ class Queue:
     def is_empty(self) -> bool:
         return not self.waiting and not any(line.names for line in self.lines.values())
 
+    def __len__(self) -> int:
+        return len(self.waiting) + sum(len(line.names) for line in self.lines.values())
+
+    def __bool__(self) -> bool:
+        return True
+
     @property
     def is_wanting(self) -> bool:
         """Whether it has mail that may go, or held mail of which it is not known yet how long it may wait."""
@@ -139,6 +145,15 @@ class Queue:
                 taken += line.take_older(now - self.bounce_after)
         return taken
 
+    def leave(self) -> None:
+        """It belongs to no group any more, and no limits of its own hold. What is being sent still counts for it."""
+        if self.group is not None:
+            self.unlist()
+            self.group.queues.discard(self)
+            self.group.site.forget(self.group)
+        self.group, self.held_until = None, 0.0
+        self.own_limiter, self.own_sessions, self.is_limited = None, 0, False
+
     def take_ready(self, most: int) -> list[str]:
         """Up to so many ready names, taken out."""
         taken: list[str] = []
@@ -193,13 +208,16 @@ class Queue:
 
 
 class Group:
-    """The domains of a site that go to the same hosts: a session opened for one can carry the mail of another."""
+    """The domains of a site that go to the same hosts on the same terms (`routing`): a session opened for one can carry
+    the mail of another. `mx` are the hosts that their MX records name. After a reload a group may have sessions left
+    but no domains."""
 
-    __slots__ = ("backlog", "hosts", "idle", "opening", "queues", "sessions", "site")
+    __slots__ = ("backlog", "idle", "mx", "opening", "queues", "sessions", "site", "terms")
 
-    def __init__(self, site: Site, hosts: frozenset[str]) -> None:
+    def __init__(self, site: Site, mx: frozenset[str], terms: frozenset[str]) -> None:
         self.site = site
-        self.hosts = hosts
+        self.mx = mx
+        self.terms = terms
         self.backlog = Backlog()
         self.queues: set[Queue] = set()
         self.sessions: set[int] = set()
@@ -250,7 +268,7 @@ class Site:
         self.policy = policy
         self.condition = condition
         self.limits = limits
-        self.groups: dict[frozenset[str], Group] = {}
+        self.groups: dict[tuple[frozenset[str], frozenset[str]], Group] = {}
         self.sessions: set[int] = set()
         self.by_source: dict[str, int] = {}
         self.cohort = 0
@@ -272,6 +290,28 @@ class Site:
     def has_mail(self) -> bool:
         """Whether there is ready mail, also such as its domain's own limits hold."""
         return any(group.backlog or any(queue.held_until for queue in group.queues) for group in self.groups.values())
+
+    def group_of(self, mx: frozenset[str], terms: frozenset[str]) -> Group:
+        """The group of domains that go to these hosts on these terms."""
+        group = self.groups.get((mx, terms))
+        if group is None:
+            group = self.groups[mx, terms] = Group(self, mx, terms)
+        return group
+
+    def forget(self, group: Group) -> None:
+        """Forget a group that has neither domains nor sessions."""
+        if not group.queues and not group.sessions:
+            self.groups.pop((group.mx, group.terms), None)
+
+    def take_empty(self) -> list[Queue]:
+        """The queues that have neither mail nor anything under way, taken out; and groups with nothing in them."""
+        empty: list[Queue] = []
+        for group in [*self.groups.values()]:
+            found = [queue for queue in group.queues if queue.is_empty and not queue.active]
+            group.queues.difference_update(found)
+            empty += found
+            self.forget(group)
+        return empty
 
     def take_expired(self, now: float) -> tuple[list[tuple[str, str]], float]:
         """What has waited for bounce-after (domain, name), taken off the head of each line; when to look again."""

@@ -75,6 +75,12 @@ class Sites:
         state.blocked_until = now + pause * (1 + JITTER * self._chance())
         return True
 
+    def absolve(self, site: Site) -> None:
+        """What has failed or was learned there was about hosts to which nobody goes any more."""
+        state = site.condition
+        state.failures, state.blocked_until, state.reason, state.window = 0, 0.0, "", 0.0
+        site.calm_until = 0.0
+
     def refresh(self, site: Site, now: float) -> None:
         """The site's condition or policy has changed, or its time has come."""
         state = site.condition

@@ -44,6 +44,7 @@ class Plans:
         self._every = [s.value for s in settings if s is not None and isinstance(s.value, WarmUp)]
         self.any_overflow = self._every[0].overflow if self._every else ""
         self.resolve = functools.lru_cache(maxsize=100_000)(self._table.resolve)
+        self._fixed_site_of = functools.lru_cache(maxsize=100_000)(self._table.fixed_site_of)
 
     def __repr__(self) -> str:
         return f"Plans({self._table!r}, {self.cold})"
@@ -57,13 +58,13 @@ class Plans:
         return bool(self.cold) or not self.are_over(today)
 
     def is_fixed(self, domain: str) -> bool:
-        """Whether a domain has a fixed route, and is its own site."""
-        return bool(self.resolve("", domain).smtp_hosts)
+        """Whether a domain's site is no matter of its MX hosts."""
+        return bool(self._fixed_site_of(domain))
 
     def site_of(self, domain: str, hosts: Hosts) -> str:
         """The site of a domain; "" if it is not known for now."""
-        if self.is_fixed(domain):
-            return domain
+        if fixed := self._fixed_site_of(domain):
+            return fixed
         return "" if hosts is None else self._table.site_of(domain, hosts)
 
     def bounds(self, field: str, domain: str, hosts: Hosts) -> dict[str, Any] | None:

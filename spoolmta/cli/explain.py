@@ -123,25 +123,25 @@ def tell_of_job(shown: dict[str, Any], orders: list[Any]) -> None:
 
 async def routes_of(
     config: Config, vmta: str, domains: list[str], mx: tuple[str, ...]
-) -> dict[str, tuple[list[str], frozenset[str], str]]:
-    """By domain: the hosts that are tried, those its MX records name, and why there are none."""
+) -> dict[str, tuple[str, list[str], str]]:
+    """By domain: its site, the hosts that are tried, and why there are none."""
     from spoolmta.policy import PolicyTable
     from spoolmta.resolver import Resolver, Unroutable
 
     table = PolicyTable(config, vmta)
     resolver = Resolver(config.nameservers, random.Random(), patience=5.0)
-    found: dict[str, tuple[list[str], frozenset[str], str]] = {}
+    found: dict[str, tuple[str, list[str], str]] = {}
     for domain in domains:
-        policy = table.resolve(domain, domain)
-        if mx and not policy.smtp_hosts:
-            found[domain] = [*mx], frozenset(host.lower().rstrip(".") for host in mx), ""
+        if mx and not table.resolve("", domain).smtp_hosts:
+            names = [host.lower().rstrip(".") for host in mx]
+            found[domain] = table.site_of(domain, names), [*mx], ""
             continue
         try:
-            route = await resolver.route(domain, policy)
+            located, route = await resolver.locate(table, domain)
         except Unroutable as error:
-            found[domain] = [], frozenset(), error.failure.text
+            found[domain] = table.site_of(domain, ()), [], error.failure.text
         else:
-            found[domain] = [host.name for host in route.hosts], route.mx, ""
+            found[domain] = located.site, [host.name for host in route.hosts], ""
     return found
 
 
@@ -149,7 +149,7 @@ def of_domain(
     config: Config,
     vmta: str,
     domain: str,
-    route: tuple[list[str], frozenset[str], str],
+    route: tuple[str, list[str], str],
     states: dict[str, dict[str, Any]],
     orders: list[Any],
 ) -> dict[str, Any]:
@@ -157,9 +157,8 @@ def of_domain(
     from spoolmta import condition, switch, view
     from spoolmta.policy import PolicyTable
 
-    hosts, names, failure = route
+    site, hosts, failure = route
     table = PolicyTable(config, vmta)
-    site = table.site_of(domain, names)
     now = time.time()
     if site in states:
         queue = states[site]

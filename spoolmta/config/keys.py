@@ -74,6 +74,7 @@ POOL: dict[str, Kind] = {
     "max-smtp-data-volume-rate": rates.DATA_RATE,
 }
 DOMAIN: dict[str, Kind] = {
+    "queue-to": places.QUEUE,
     "smtp-hosts": places.HOSTS,
     "default-smtp-port": places.PORT,
     "disable-mx-rollup": values.FLAG,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, places, plans, responses, tls, values
+from spoolmta.config import files, keys, places, plans, queues, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
@@ -32,6 +32,7 @@ def load(path: str) -> Config:
         document = files.read(path, problems)
         config = _Reader(document, problems).config()
         tls.check(config, problems)
+        queues.check(config, problems)
     except RecursionError:
         raise ConfigError(f"{path}: lists or tables are nested too deeply") from None
     problems.raise_if_any()

@@ -10,6 +10,7 @@ from spoolmta.config.values import BadValue, Kind, listed, number, shown, toml, 
 from spoolmta.model import Host, SourceHost
 
 _PORT = re.compile(r"[0-9]{1,5}")
+LOOKUP_MX = "lookup-mx:"
 
 
 def _domain_name(text: str) -> str:
@@ -30,6 +31,16 @@ def read_host_name(value: object) -> str:
         raise wrong(expected, value)
     try:
         return _domain_name(value)
+    except BadValue as error:
+        raise BadValue(f"expected {expected}, got {shown(value)}: {error}") from None
+
+
+def _read_queue(value: object) -> str:
+    expected = 'the name of a queue like "bulk.queue", or "" for the domain by itself'
+    if not isinstance(value, str):
+        raise wrong(expected, value)
+    try:
+        return _domain_name(value) if value else ""
     except BadValue as error:
         raise BadValue(f"expected {expected}, got {shown(value)}: {error}") from None
 
@@ -108,14 +119,17 @@ def _read_host(value: object) -> Host:
     expected = 'a host like "mx.example.com", "mx.example.com:2525", "[192.0.2.1]:2525" or "[IPv6:2001:db8::1]"'
     if not isinstance(value, str):
         raise wrong(expected, value)
-    found = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]+)(?::([^:]*))?", value)
+    is_looked_up = value.startswith(LOOKUP_MX)
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]+)(?::([^:]*))?", value.removeprefix(LOOKUP_MX))
     port = _read_port(found[2]) if found and found[2] is not None else 0
     if found is None:
         raise wrong(expected, value)
     if port is None:
         raise BadValue(f"expected a port from 1 to 65535 behind the colon, got {shown(value)}")
     if found[1][0] != "[":
-        return Host(read_host_name(found[1]), port)
+        return Host(read_host_name(found[1]), port, is_looked_up)
+    if is_looked_up:
+        raise BadValue(f'expected a domain behind "{LOOKUP_MX}", got {shown(value)}')
     inside = found[1][1:-1]
     ip = read_ip(inside[5:] if inside[:5].lower() == "ipv6:" else inside)
     if ip is None:
@@ -153,6 +167,7 @@ def _write_host(host: Host) -> str:
     name = host.name
     if ip := read_ip(name):
         name = f"[IPv6:{name}]" if ip.version == 6 else f"[{name}]"
+    name = f"{LOOKUP_MX}{name}" if host.lookup_mx else name
     return f"{name}:{host.port}" if host.port else name
 
 
@@ -172,6 +187,7 @@ def by_mx(limit: Kind) -> Kind:
 
 
 HOST_NAME = Kind(read_host_name)
+QUEUE = Kind(_read_queue)
 PORT = number(25, 1, 65_535)
 HOSTS = Kind(_read_hosts, _write_hosts)
 SOURCE_HOSTS = Kind(listed(_read_source_host, '["192.0.2.10 news.example.com"]'))

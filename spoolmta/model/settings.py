@@ -20,10 +20,12 @@ UNLIMITED = Rate(math.inf)
 
 
 class Host(Struct, frozen=True):
-    """A host to connect to: a name or an address literal without brackets. `port` 0 means default-smtp-port."""
+    """A host to connect to: a name or an address literal without brackets. `port` 0 means default-smtp-port.
+    `lookup_mx`: in the configuration, the hosts that the MX records of this name name; in a route, one of them."""
 
     name: str
     port: int = 0
+    lookup_mx: bool = False
 
 
 class WarmUp(Struct, frozen=True):
@@ -50,10 +52,12 @@ class DomainPolicy(Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
     Durations are seconds, `math.inf` for never; volumes are bytes. `source_ip_...` are (network, limit), each for every
-    address within. `smtp_hosts` are preference levels, best first; empty means MX lookup.
+    address within. `smtp_hosts` are preference levels, best first; empty means MX lookup. `queue_to` "" is the domain
+    by itself.
     A list of durations is a schedule: the i-th failure waits for its i-th value, the last one repeats.
     """
 
+    queue_to: str = ""
     smtp_hosts: tuple[tuple[Host, ...], ...] = ()
     default_smtp_port: int = 25
     disable_mx_rollup: bool = False

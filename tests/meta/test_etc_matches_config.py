@@ -65,13 +65,17 @@ def test_the_shipped_configuration_loads_and_warns_of_nothing() -> None:
 def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -> None:
     assert set(with_everything.pools) == {"alerts"}
     assert set(with_everything.vmtas) == {"default", "bulk", "news"}
-    assert policy.resolve(with_everything, "bulk", "gmail.com", "gmail.com").max_smtp_out == 10
+    assert policy.resolve(with_everything, "bulk", "gmail.com", "gmail.com").queue_to == "bulk.queue"
+    tables = [
+        table for layer in with_everything.vmtas["bulk"].layers for table in layer if table.pattern == "gmail.com"
+    ]
+    assert [table.settings["max_smtp_out"].value for table in tables if "max_smtp_out" in table.settings] == [10]
 
 
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
     examples = ("smtp_hosts", *(field for field in told if field.startswith("source_ip_")))
-    told |= dict.fromkeys(examples, ()) | {"auth_username": "", "auth_password": Secret()}
+    told |= dict.fromkeys(examples, ()) | {"queue_to": "", "auth_username": "", "auth_password": Secret()}
     told |= {"smtp_tls_ciphers": "", "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples too
     told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose
     told |= {"reroute_to_virtual_mta": "", "backoff_reroute_to_virtual_mta": ""}  # examples

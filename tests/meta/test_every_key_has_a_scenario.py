@@ -18,6 +18,7 @@ WIRE = "integration/test_the_wire_follows_its_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
 VOLUMES = "integration/test_limits_of_connections_and_volumes.py::"
 REPLIES = "integration/test_what_receivers_say_changes_how_we_send.py::"
+ELSEWHERE = "integration/test_mail_is_queued_and_routed_elsewhere.py::"
 ROLLUP = "integration/test_domains_of_one_provider_share_a_site.py::"
 SLEEP = "integration/test_vmtas_sleep_until_needed.py::"
 SELECT = "integration/test_rules_choose_vmta_and_priority.py::"
@@ -77,6 +78,8 @@ SCENARIOS = {
     "domain.max-cold-virtual-mta-msg": WARMING + "test_the_first_messages_of_a_day_go_to_the_cold_vmtas_in_turn",
     "domain.warm-up": WARMING + "test_the_domains_of_a_provider_share_its_plan",
     "pool.virtual-mta": POOLS + "test_every_member_gets_its_weight_of_the_pools_mail",
+    "domain.queue-to": ELSEWHERE
+    + "test_domains_with_queue_to_share_the_queue_its_limits_its_connections_and_its_route",
     "domain.smtp-hosts": WAY + "test_when_the_first_level_of_smtp_hosts_is_down_the_second_is_used",
     "domain.default-smtp-port": WAY + "test_mail_goes_to_the_mx_host_at_the_default_smtp_port",
     "domain.disable-mx-rollup": ROLLUP + "test_a_domain_that_is_taken_out_has_a_queue_of_its_own",

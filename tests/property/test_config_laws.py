@@ -23,7 +23,7 @@ hosts = st.builds(
     Host,
     st.sampled_from(["a", "mx.example.com", "192.0.2.1", "::1", "2001:db8::1"]),
     st.integers(0, 65_535),
-)
+) | st.builds(Host, st.sampled_from(["a", "mx.example.com"]), st.integers(0, 65_535), st.just(True))
 schedules = st.lists(durations, min_size=1, max_size=30).map(tuple)
 periods = st.builds(int.__mul__, st.integers(1, 999), st.sampled_from([1, 60, 3600, 86_400])).map(float)
 rates = st.builds(Rate, st.integers(1, 10**6).map(float), periods) | st.just(Rate(math.inf))
@@ -60,6 +60,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "backoff_notify": operators,
     "disabled_source_ip_notify": operators,
     "reenable_source_ip_after": durations | st.just(math.inf),
+    "queue_to": st.sampled_from(["", "bulk.queue", "xn--bcher-kva.example"]),
     "smtp_hosts": st.lists(st.lists(hosts, min_size=1, max_size=3).map(tuple), max_size=3).map(tuple),
     "default_smtp_port": st.integers(1, 65_535),
     "max_smtp_out": st.integers(1, 10**9),

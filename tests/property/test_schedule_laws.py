@@ -17,7 +17,15 @@ from tests.support.schedule_kit import scheduler
 
 START = 1_700_000_000.0
 DOMAINS = ["a.test", "b.test", "c.test", "d.test"]
-SITES = {"a.test": "one", "b.test": "one", "c.test": "two", "d.test": "three"}
+Way = tuple[str, frozenset[str]]
+"""Where mail goes: the site, and the hosts there."""
+OLD, NEW = frozenset({"old.mx"}), frozenset({"new.mx"})
+WAYS: dict[str, Way] = {
+    "a.test": ("one", OLD),
+    "b.test": ("one", OLD),
+    "c.test": ("two", OLD),
+    "d.test": ("three", OLD),
+}
 
 policies = st.builds(
     DomainPolicy,
@@ -42,8 +50,9 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.number = 0
         self.inside: Counter[str] = Counter()
         self.locating: set[str] = set()
-        self.opening: dict[int, str] = {}
-        self.open: dict[int, str] = {}
+        self.ways = dict(WAYS)
+        self.opening: dict[int, Way] = {}
+        self.open: dict[int, Way] = {}
         self.busy: dict[int, tuple[str, str]] = {}
         self.carried: Counter[int] = Counter()
         self.sent: dict[str, deque[tuple[float, int]]] = {site: deque() for site in self.policy}
@@ -53,6 +62,10 @@ class SchedulerLaws(RuleBasedStateMachine):
 
     def policy_of(self, site: str, _domain: str) -> DomainPolicy:
         return self.policy[site]
+
+    def locate(self, domain: str) -> None:
+        site, hosts = self.ways[domain]
+        self.scheduler.located(domain, site, self.policy_of, self.now, hosts)
 
     def step(self) -> float:
         actions, wake = self.scheduler.step(self.now)
@@ -71,9 +84,10 @@ class SchedulerLaws(RuleBasedStateMachine):
             self.locating.add(action.domain)
         elif isinstance(action, schedule.Open):
             assert not self.draining
-            alive = [*self.opening.values(), *self.open.values()]
+            alive = [site for site, _ in (*self.opening.values(), *self.open.values())]
             assert self.blocked.get(action.site, 0.0) <= self.now
-            self.opening[action.session] = action.site
+            assert action.site == self.ways[action.domain][0]
+            self.opening[action.session] = self.ways[action.domain]
             alive.append(action.site)
             assert alive.count(action.site) <= self.policy[action.site].max_smtp_out
             assert self.limit == 0 or len(alive) <= self.limit
@@ -82,8 +96,8 @@ class SchedulerLaws(RuleBasedStateMachine):
             assert action.session not in self.busy
             del self.open[action.session]
         elif isinstance(action, schedule.Assign):
-            site = self.open[action.session]
-            assert SITES[action.domain] == site
+            site, _ = self.open[action.session]
+            assert self.ways[action.domain] == self.open[action.session], "mail for hosts that are not its own any more"
             assert action.session not in self.busy
             assert not self.draining
             assert not self.is_held(action.name)
@@ -151,7 +165,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         domain = data.draw(st.sampled_from(sorted(self.locating)))
         self.locating.discard(domain)
         if how == "found":
-            self.scheduler.located(domain, SITES[domain], self.policy_of, self.now)
+            self.locate(domain)
         elif how == "trouble":
             self.scheduler.unlocated(domain, self.now, self.now + 30.0, "SERVFAIL", 3600.0)
         else:
@@ -162,12 +176,12 @@ class SchedulerLaws(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["opens", "opens", "opens", "fails", "ours"]))
     def connect(self, data: st.DataObject, how: str) -> None:
         session = data.draw(st.sampled_from(sorted(self.opening)))
-        site = self.opening.pop(session)
+        way = site, _ = self.opening.pop(session)
         if how == "opens":
-            self.open[session] = site
+            self.open[session] = way
             self.scheduler.opened(session, self.now)
         elif self.scheduler.open_failed(session, self.now, "refused", ours=how == "ours"):
-            serves_us = site in self.open.values()
+            serves_us = any(site == other for other, _ in self.open.values())
             pause = 60.0 if how == "ours" else 10.0 if serves_us else min(self.policy[site].retry_after)
             self.blocked[site] = self.now + pause
         self.step()
@@ -178,7 +192,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         session = data.draw(st.sampled_from(sorted(self.busy)))
         domain, name = self.busy.pop(session)
         reusable = how in ("delivered", "deferred")
-        site = self.open[session]
+        site, _ = self.open[session]
         if not reusable:
             del self.open[session]
         if how in ("deferred", "lost"):
@@ -235,6 +249,24 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.scheduler.reconfigure(VmtaLimits(limit), self.policy_of, self.now)
         self.step()
 
+    @rule(data=st.data(), hosts=st.sampled_from([OLD, NEW]), limit=st.integers(1, 4))
+    def reload_moves_domains(self, data: st.DataObject, hosts: frozenset[str], limit: int) -> None:
+        """Other hosts for some domains, perhaps at another site; what is under way is left alone."""
+        domains = data.draw(st.lists(st.sampled_from(DOMAINS), min_size=1, unique=True))
+        site = data.draw(st.sampled_from([None, *self.policy]))
+        before = Counter(self.busy.values())
+        for domain in domains:
+            self.ways[domain] = (site or self.ways[domain][0], hosts)
+        self.scheduler.move([self.scheduler.queues[domain] for domain in domains if domain in self.scheduler.queues])
+        for key, left in self.scheduler.sites.items():
+            if not any(group.queues for group in left.groups.values()):
+                self.blocked.pop(key, None)
+        self.limit = limit
+        self.scheduler.reconfigure(VmtaLimits(limit), self.policy_of, self.now)
+        assert all(self.scheduler.queues[domain].group is None for domain in domains if domain in self.scheduler.queues)
+        self.step()
+        assert not before - Counter(self.busy.values())
+
     @precondition(lambda self: self.number > 8 and not self.draining)
     @rule(chance=st.integers(0, 9))
     def drain(self, chance: int) -> None:
@@ -260,6 +292,18 @@ class SchedulerLaws(RuleBasedStateMachine):
         if self.inside and is_settled and all(map(self.is_held, self.inside)):
             assert self.now < self.scheduler.next_due() <= self.now + 86400.0
 
+    @invariant()
+    def what_is_idle_is_for_somebody(self) -> None:
+        groups = {(queue.group.site.key, queue.group.mx) for queue in self.scheduler.queues.values() if queue.group}
+        assert {way for session, way in self.open.items() if session not in self.busy} <= groups
+        known = {(site.key, group.mx) for site in self.scheduler.sites.values() for group in site.groups.values()}
+        assert known <= groups | {*self.open.values(), *self.opening.values()}
+
+    @invariant()
+    def what_is_being_sent_is_counted(self) -> None:
+        active = {domain: queue.active for domain, queue in self.scheduler.queues.items() if queue.active}
+        assert active == Counter(domain for domain, _ in self.busy.values())
+
     def teardown(self) -> None:
         """With nothing in the way all mail is assigned in the end."""
         if self.draining:
@@ -269,10 +313,10 @@ class SchedulerLaws(RuleBasedStateMachine):
             if not self.inside and not self.busy:
                 return
             for domain in sorted(self.locating):
-                self.scheduler.located(domain, SITES[domain], self.policy_of, self.now)
+                self.locate(domain)
             self.locating.clear()
-            for session, site in list(self.opening.items()):
-                self.open[session] = site
+            for session, way in list(self.opening.items()):
+                self.open[session] = way
                 self.scheduler.opened(session, self.now)
             self.opening.clear()
             for session in list(self.busy):

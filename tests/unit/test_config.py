@@ -230,6 +230,7 @@ def test_a_size_is_a_power_of_1024_or_bytes(tmp_path: Path, written: str, count:
         ('["[127.0.0.1]:2526", "[192.0.2.1]"]', ((Host("127.0.0.1", 2526), Host("192.0.2.1")),)),
         ('["[IPv6:2001:DB8::1]:25", "[::1]"]', ((Host("2001:db8::1", 25), Host("::1")),)),
         ('["bücher.example"]', ((Host("xn--bcher-kva.example"),),)),
+        ('["lookup-mx:A.test", ["lookup-mx:b.test:26"]]', ((Host("a.test", 0, True),), (Host("b.test", 26, True),))),
         ("[]", ()),
     ],
 )
@@ -249,11 +250,31 @@ def test_smtp_hosts_are_preference_levels(tmp_path: Path, written: str, levels: 
         ('["a", []]', "empty list"),
         ("[1]", "expected a host like"),
         ('["x@y"]', "there is an @ in it"),
-        ('["lookup-mx:example.com"]', "port from 1 to 65535"),
+        ('["lookup-mx:example.com:0"]', "port from 1 to 65535"),
+        ('["lookup-mx:"]', "expected a host like"),
+        ('["lookup-mx:[192.0.2.1]"]', 'expected a domain behind "lookup-mx:"'),
     ],
 )
 def test_what_is_no_smtp_host_is_refused(tmp_path: Path, written: str, message: str) -> None:
     assert message in one_problem(tmp_path, f'[domain."*"]\nsmtp-hosts = {written}\n')
+
+
+def test_queue_to_is_a_domain_in_lower_case_or_nothing(tmp_path: Path) -> None:
+    assert domain_value(tmp_path, 'queue-to = "Bulk.Queue"') == "bulk.queue"
+    assert domain_value(tmp_path, 'queue-to = ""') == ""
+    for wrong in ('"*.queue"', '"a b"', '"[*.]queue"', "5"):
+        assert "expected the name of a queue" in one_problem(tmp_path, f'[domain."*"]\nqueue-to = {wrong}\n')
+
+
+def test_a_queue_to_that_could_do_nothing_is_refused_where_it_stands(tmp_path: Path) -> None:
+    first = '[domain."a.test"]\nqueue-to = "b.queue"\n'
+    chain = first + '[vmta.v.domain."b.queue"]\nqueue-to = "c.queue"\n'
+    assert one_problem(tmp_path, chain) == (
+        'spoolmta.toml:6: domain."b.queue".queue-to: b.queue is a queue itself, by spoolmta.toml:4: '
+        "what is queued goes no further"
+    )
+    for right in ('[domain."*"]\nqueue-to = "c.queue"\n', '[domain."b.queue"]\nqueue-to = "b.queue"\n'):
+        config.load(write(tmp_path, BASE + first + right))
 
 
 @pytest.mark.parametrize(

@@ -500,3 +500,87 @@ def test_a_domain_that_takes_no_mail_has_held_mail_rejected_when_it_is_let_go() 
     scheduler.step(NOW)
     scheduler.hold_jobs(())
     assert scheduler.step(NOW)[0] == [Reject("a.test", of_job(0), NULL_MX)]
+
+
+OLD, NEW = frozenset({"old.mx"}), frozenset({"new.mx"})
+
+
+def busy_at_the_old_hosts(policy: DomainPolicy, messages: int = 1) -> Scheduler:
+    """A scheduler whose session 1 carries mail when a reload moves its domain."""
+    scheduler = make()
+    scheduler.add("a.test", name(0), 0, NOW)
+    scheduler.step(NOW)
+    scheduler.located("a.test", "a.test", everywhere(policy), NOW, OLD)
+    scheduler.step(NOW)
+    scheduler.opened(1, NOW)
+    scheduler.step(NOW)
+    scheduler.move([scheduler.queues["a.test"]])
+    for number in range(1, messages):
+        scheduler.add("a.test", name(number), 0, NOW)
+    return scheduler
+
+
+def test_a_domain_that_moved_is_located_anew_and_its_old_session_carries_nothing_more() -> None:
+    scheduler = busy_at_the_old_hosts(DomainPolicy(max_smtp_out=2, connection_idle_timeout=60.0), messages=2)
+    assert scheduler.step(NOW)[0] == [Locate("a.test")]
+    scheduler.located("a.test", "a.test", everywhere(POLICY), NOW, NEW)
+    assert scheduler.step(NOW)[0] == [Open(2, "a.test", "a.test")]
+    scheduler.finished(1, NOW, answered=True, reusable=True, delivered=True)
+    assert scheduler.step(NOW)[0] == [Close(1)]
+    scheduler.opened(2, NOW)
+    assert scheduler.step(NOW)[0] == [Assign(2, "a.test", name(1))]
+    assert [group.mx for group in scheduler.sites["a.test"].groups.values()] == [NEW]
+
+
+def test_a_session_that_opens_after_its_domain_moved_is_closed_and_one_that_fails_is_nobodys_failure() -> None:
+    for is_open in (True, False):
+        scheduler = ready(1)
+        scheduler.step(NOW)
+        scheduler.move([scheduler.queues["a.test"]])
+        scheduler.located("a.test", "a.test", everywhere(POLICY), NOW, NEW)
+        if is_open:
+            scheduler.opened(1, NOW)
+        else:
+            assert scheduler.open_failed(1, NOW, "refused") is False
+        actions = scheduler.step(NOW)[0]
+        assert set(actions) == {Open(2, "a.test", "a.test"), *([Close(1)] if is_open else [])}
+
+
+def test_a_failure_of_the_old_hosts_does_not_hold_mail_for_the_new_ones() -> None:
+    scheduler = ready(1)
+    scheduler.step(NOW)
+    scheduler.open_failed(1, NOW, "refused")
+    assert scheduler.step(NOW) == ([], NOW + 600)
+    scheduler.move([scheduler.queues["a.test"]])
+    assert scheduler.step(NOW)[0] == [Locate("a.test")]
+    scheduler.located("a.test", "a.test", everywhere(POLICY), NOW, NEW)
+    assert scheduler.step(NOW)[0] == [Open(2, "a.test", "a.test")]
+
+
+def test_a_domain_that_is_condemned_or_waits_for_its_look_up_is_looked_up_at_once_when_it_moves() -> None:
+    for is_condemned in (True, False):
+        scheduler = make()
+        scheduler.add("a.test", name(0), 0, NOW)
+        scheduler.step(NOW)
+        if is_condemned:
+            scheduler.condemned("a.test", NULL_MX, NOW + 300, 3600.0)
+        else:
+            scheduler.unlocated("a.test", NOW, NOW + 300, "SERVFAIL", 3600.0)
+        scheduler.move([scheduler.queues["a.test"]])
+        assert scheduler.step(NOW)[0] == [Locate("a.test")]
+
+
+def test_a_queue_that_moved_is_forgotten_when_its_last_message_is_done_and_not_before() -> None:
+    empty = busy_at_the_old_hosts(POLICY)
+    assert empty.step(NOW)[0] == []
+    assert empty.queues["a.test"].active == 1
+    located = busy_at_the_old_hosts(POLICY, messages=2)
+    located.step(NOW)
+    located.located("a.test", "other", everywhere(POLICY), NOW, NEW)
+    assert len(located.withdraw("a.test", lambda _: True)) == 1
+    assert located.step(NOW)[0] == []
+    assert located.queues["a.test"].active == 1
+    for scheduler in (empty, located):
+        scheduler.finished(1, NOW, answered=True, reusable=False, delivered=True)
+        scheduler.step(NOW)
+        assert (scheduler.queues, scheduler.sites, scheduler.sessions) == ({}, {}, 0)

@@ -1,0 +1,62 @@
+"""Entries of a VMTA's queue come to its scheduler: named by hints, or found by scans where hints were lost or may have
+been. The directory is the truth: what is known already is not taken twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from spoolmta.control import SCAN, HintReader
+from spoolmta.rerouting import Rerouting
+from spoolmta.schedule import Scheduler
+from spoolmta.spool.partition import Partition
+
+
+class Inflow:
+    """`hints` is the VMTA's FIFO, `now` the process's clock."""
+
+    def __init__(
+        self, hints: int, partition: Partition, scheduler: Scheduler, rerouting: Rerouting, now: Callable[[], float]
+    ) -> None:
+        self._hints = HintReader(hints)
+        self._partition, self._scheduler, self._rerouting = partition, scheduler, rerouting
+        self._now = now
+        self.is_scan_wanted, self.next_scan = True, 0.0
+
+    def __repr__(self) -> str:
+        return f"Inflow({self._partition.vmta}, scan wanted={self.is_scan_wanted})"
+
+    @property
+    def descriptor(self) -> int:
+        return self._hints.descriptor
+
+    def read_hints(self) -> bool:
+        """Whether there were any."""
+        hints = self._hints.read()
+        for hint in hints:
+            if hint == SCAN:
+                self.is_scan_wanted = True
+                continue
+            parts = hint.split("/")
+            if len(parts) == 3:
+                self.add(parts[0], parts[2])
+        return bool(hints)
+
+    def scan_if_wanted(self) -> None:
+        """Look through the whole queue; at most a twentieth of the time."""
+        now = self._now()
+        if not self.is_scan_wanted or now < self.next_scan:
+            return
+        self.is_scan_wanted = False
+        for domain, name, due in self._partition.scan():
+            self._take(domain, name, due, now)
+        self.next_scan = now + max(0.25, 20 * (self._now() - now))
+
+    def add(self, domain: str, name: str) -> None:
+        """An entry that has come, unless it is known."""
+        due = self._partition.add(domain, name)
+        if due is not None:
+            self._take(domain, name, due, self._now())
+
+    def _take(self, domain: str, name: str, due: float, now: float) -> None:
+        if not self._rerouting.takes(domain, name, now):
+            self._scheduler.add(domain, name, due, now)

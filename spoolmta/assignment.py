@@ -1,5 +1,7 @@
 """Which ready message of a site goes on which idle session: fairness, rates and domains' own limits, in one loop.
 
+What has waited too long where nothing is assigned, behind a failure, a pause or with its job, is given up here as well.
+
 Laws. A message leaves the backlog by exactly one action, Assign or Expire. One that a rate of the whole site keeps back
 keeps the site's others back too, so that none overtakes; one that its domain's own limits keep back does not.
 """
@@ -13,6 +15,8 @@ from spoolmta.action import Action, Assign, Expire
 from spoolmta.agenda import Agenda
 from spoolmta.metering import Meter
 from spoolmta.site import Group, Queue, Site
+
+JOB_IS_HELD = "the job is paused"
 
 
 class Assignment:
@@ -78,3 +82,19 @@ class Assignment:
         if until < math.inf:
             self._agenda.arm(until, queue)
         return True
+
+    def expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
+        """Give up what has waited too long behind a failure or a pause, tried or not."""
+        expired, again = site.take_expired(now)
+        actions += [Expire(domain, name, site.condition.reason) for domain, name in expired]
+        if site.condition.blocked_until > now:
+            again = min(again, site.condition.blocked_until)
+        if again < math.inf:
+            self._agenda.arm(again, site)
+
+    def expire_held(self, queue: Queue, now: float, actions: list[Action]) -> None:
+        """Give up what has waited too long with its job, tried or not."""
+        expired = queue.take_expired_held(now)
+        actions += [Expire(queue.domain, name, JOB_IS_HELD) for name in expired]
+        if (again := queue.held_expiry) < math.inf:
+            self._agenda.arm(again, queue)

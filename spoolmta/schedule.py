@@ -47,8 +47,6 @@ SOON = 0.001
 OUR_PAUSE = 60.0
 """Seconds a site waits when a session could not be begun for want of something of our own."""
 
-JOB_IS_HELD = "the job is paused"
-
 
 class Scheduler:
     """All queues, sites and sessions of one VMTA. `chance` gives numbers from 0 to 1, `cells_for` the memory in which
@@ -395,7 +393,7 @@ class Scheduler:
         if queue.waiting:
             self._agenda.arm(queue.waiting[0][0], queue)
         if self._held_jobs:
-            self._expire_held(queue, now, actions)
+            self._assignment.expire_held(queue, now, actions)
         if queue.group is not None:
             if queue.held_until and queue.held_until <= now:
                 queue.held_until = 0.0
@@ -427,7 +425,7 @@ class Scheduler:
         site.hold = ""
         if is_blocked:
             site.hold = "pause" if state.paused is not None else "retry-after"
-            self._expire_blocked(site, now, actions)
+            self._assignment.expire_blocked(site, now, actions)
         wanting = [] if state.paused is not None or self.draining else self._assignment.assign(site, now, actions)
         site.is_crowded = len(site.groups) > 1 and any(not group.sessions for group in wanting)
         if is_blocked or not wanting or not self._sessions.open(site, wanting, now, most, actions):
@@ -445,22 +443,6 @@ class Scheduler:
             self._agenda.mark(queue)
         elif queue is not None and queue.group is not session.group:  # it was moved, and may be empty
             self._agenda.mark(queue)
-
-    def _expire_blocked(self, site: Site, now: float, actions: list[Action]) -> None:
-        """Give up what has waited too long behind a failure or a pause, tried or not."""
-        expired, again = site.take_expired(now)
-        actions += [Expire(domain, name, site.condition.reason) for domain, name in expired]
-        if site.condition.blocked_until > now:
-            again = min(again, site.condition.blocked_until)
-        if again < math.inf:
-            self._agenda.arm(again, site)
-
-    def _expire_held(self, queue: Queue, now: float, actions: list[Action]) -> None:
-        """Give up what has waited too long with its job, tried or not."""
-        expired = queue.take_expired_held(now)
-        actions += [Expire(queue.domain, name, JOB_IS_HELD) for name in expired]
-        if (again := queue.held_expiry) < math.inf:
-            self._agenda.arm(again, queue)
 
     # Bookkeeping
 

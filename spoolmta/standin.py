@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import alert, condition, control, disk, entry, state, switch, view
+from spoolmta.assignment import JOB_IS_HELD
 from spoolmta.clearance import BATCH, Chosen, Clearance, Learned, Outcome
 from spoolmta.condition import Condition
 from spoolmta.errors import SpoolError, UnavailableError
@@ -24,7 +25,6 @@ from spoolmta.ledger import Ledger
 from spoolmta.model import Config, DomainPolicy
 from spoolmta.policy import PolicyTable
 from spoolmta.reporter import Owner
-from spoolmta.schedule import JOB_IS_HELD
 from spoolmta.shared import Page
 from spoolmta.spool import audit
 from spoolmta.spool.audit import Item

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from spoolmta import config, entry
+from spoolmta.assignment import JOB_IS_HELD
 from spoolmta.condition import NORMAL, Condition, EventKind, in_force
 from spoolmta.model import Config
 from spoolmta.policy import PolicyTable
-from spoolmta.schedule import JOB_IS_HELD
 from spoolmta.site import Queue, Site
 from spoolmta.switch import Switch
 

@@ -142,7 +142,7 @@ def test_what_the_operator_does_while_a_vmta_sleeps_is_told_of_and_its_end_in_ti
 
 def test_nobody_gets_more_than_a_mail_a_minute_also_from_the_next_process(system: tuple[World, Mta]) -> None:
     world, mta = system
-    last = time.time() - 57
+    last = time.time() - 50
     state.save(Layout(str(mta.spool)), "paced", State(0.0, {}, alerted={"ops-paced@ops.test": last}))
     for mode in ("backoff", "normal", "backoff"):
         assert mta.command("queue", "mode", mode, "far.test/paced").returncode == 0

@@ -1,14 +1,16 @@
-"""What the long runs share: a table to read, a queue that is full before the system starts, and how times are judged."""
+"""What the long runs share: a table to read, a queue that is full at the start, and how times are judged."""
 
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Iterable
+from typing import Any
 
 from spoolmta import message
 from spoolmta.spool.intake import Acceptor, journal_lines
 from spoolmta.spool.layout import prepare
-from tests.support.mta import Mta
+from tests.support.mta import Mta, World
 
 
 def tell(promise: str, target: str, measured: str) -> None:
@@ -34,5 +36,23 @@ def preload(mta: Mta, vmta: str, recipients: Iterable[str], *, job: str = "", pr
 
 
 def most_in_a_window(times: list[float], period: float) -> int:
-    """The most that lie in any window as long as the period, of all windows that begin at one of these (sorted) times."""
+    """The most that lie in any window as long as the period: of these (sorted) times, each begins one."""
     return max((bisect.bisect_left(times, begin + period) - at for at, begin in enumerate(times)), default=0)
+
+
+class Follower:
+    """The sink's record from here on, read piece by piece: to read all of it again and again costs what is measured."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._offset = world.record_file.stat().st_size if world.record_file.exists() else 0
+        self.lines: list[dict[str, Any]] = []
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines since the beginning of this follower."""
+        with open(self._world.record_file, "rb") as file:
+            file.seek(self._offset)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole + end)
+        self.lines += [json.loads(line) for line in whole.splitlines()]
+        return self.lines

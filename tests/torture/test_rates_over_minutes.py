@@ -72,8 +72,8 @@ VMTAS = {
 FIRST, SECOND = 60.0, 90.0
 """Seconds for which there is mail before the sleep, and for which it is watched after it."""
 TOLERANCE = 0.1
-"""The sink's clock is read a little after ours decided, later for one message than for another: a window shorter by that
-much is what both agree on."""
+"""The sink's clock is read a little after ours decided, later for one message than for another: a window shorter by
+that much is what both agree on."""
 
 Span = tuple[float, float]
 

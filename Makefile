@@ -29,7 +29,7 @@ check: install ## Lint and types
 interop: install ## Tests against Debian's postfix and swaks (skipped with a message where they are absent)
 	$(BIN)/python -m pytest -m interop tests/interop
 
-torture: install ## Long crash tests
+torture: install ## Long runs: crashes, and what delivery promises as a table
 	$(BIN)/python -m pytest -m torture -s tests
 
 bench: install ## spoolmta and Postfix doing the same work (as root: on a filesystem of its own)

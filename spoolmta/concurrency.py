@@ -1,8 +1,10 @@
 """How many sessions a site bears, learned from what happens to them.
 
-A session that is refused while others work is no outage: the window is cut to the sessions that work, by half at most,
-once for all that began together (a cohort), and for some seconds none is opened. Each answer to a message then widens
-the window by 1/window, so it is one wider when every session has had one. At its limit it is forgotten.
+A session that is refused while others work is no outage: the window is cut to the others, by half at most, for all
+that began together (a cohort). For so many answers to messages it stays as it is: sessions that end are replaced, but
+no more are tried, so that few attempts are refused however fast or slow the site is. Then each answer widens it by
+1/window, so it is one wider when every session has had one. Once at least two more work than the last cut left, the
+site bears more than it did then, and each answer widens it by one (it doubles). At its limit it is forgotten.
 With a receiver that takes 5 this settles at 5 and tries a 6th now and then; a plain cut by half would swing between 2
 and 6 (Postfix's SCHEDULER_README measures the same of coarse feedback).
 What is said of a recipient or a message is an answer like any other.
@@ -14,29 +16,45 @@ from collections.abc import Callable
 
 from spoolmta.site import Site
 
-CALM = 10.0
-"""Seconds, and up to a fifth more, in which a site that refused one more session gets none."""
+CALM = 1.0
+"""Seconds, and up to a fifth more, in which a site that refused one more session gets no more than it has."""
+ANSWERS = 50
+"""Answers for which a window stays as it was cut: of so many attempts at most one is refused."""
 ENOUGH = 3
 """Sessions a site may have when our own processor is what holds us up: one sends while another waits."""
 
 
 def narrow(site: Site, number: int, newest: int, now: float, chance: Callable[[], float]) -> bool:
     """A session was refused while others work; True if that is news. `newest` is the last session begun anywhere."""
-    if number < site.cohort:
-        return False
-    established = len(site.sessions) - site.opening
-    before = site.condition.window or float(len(site.sessions) + 1)
-    site.condition.window = max(1.0, float(established), before / 2)
-    site.cohort = newest + 1
-    site.calm, site.calm_until = "it refused one more connection just now", now + CALM * (1 + 0.2 * chance())
-    return True
+    is_news = number >= site.cohort
+    others = len(site.sessions)
+    before = site.condition.window or float(others + 1)
+    if is_news:
+        site.cohort, site.answers = newest + 1, 0
+        site.floor = max(1.0, before / 2)
+        rest(site, now + CALM * (1 + 0.2 * chance()), "it refused one more connection just now")
+    site.condition.window = min(before, max(site.floor, float(others)))
+    site.bears, site.calm_sessions = int(site.condition.window), others
+    return is_news
+
+
+def rest(site: Site, until: float, reason: str) -> None:
+    """No more sessions than there are now, for a while."""
+    site.calm, site.calm_until, site.calm_sessions = reason, until, len(site.sessions)
 
 
 def widen(site: Site) -> None:
     """A message was answered."""
     state = site.condition
-    if state.window and state.window < len(site.sessions) + 1:  # one that is not used up tells nothing
-        state.window += 1 / state.window
+    if not state.window:
+        return
+    site.answers += 1
+    if site.answers <= ANSWERS:
+        return
+    sessions = len(site.sessions)
+    is_climbing = sessions - site.opening > site.bears + 1
+    if state.window < (2 * sessions if is_climbing else sessions + 1):  # one that is not used up tells nothing
+        state.window += 1.0 if is_climbing else 1 / state.window
         if state.window >= site.limits.force.max_smtp_out:
             state.window = 0.0
 
@@ -45,13 +63,13 @@ def room(site: Site, now: float, is_saturated: bool) -> tuple[int, str]:
     """(sessions that may be opened now; what keeps it from being more)."""
     sessions = len(site.sessions)
     state = site.condition
-    if site.calm_until > now:
-        return 0, site.calm
     limit, held = site.limits.force.max_smtp_out, "max-smtp-out"
     if site.limits.force.max_smtp_out < site.policy.max_smtp_out and state.mode != "normal":
         held = "backoff-max-smtp-out"
     if state.window and int(state.window) < limit:
         limit, held = int(state.window), "it refused more connections"
+    if site.calm_until > now and site.calm_sessions < limit:
+        limit, held = site.calm_sessions, site.calm
     if state.failures:
         limit, held = 1, "one connection goes first after a failure"
     # Slow start: as many more as are open already. A queue is often empty before a second session is.

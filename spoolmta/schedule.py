@@ -195,7 +195,7 @@ class Scheduler:
         if session is not None:
             self._sessions.forget(session)
             site = session.group.site
-            site.calm, site.calm_until = held, now + AGAIN * (0.5 + self._chance())
+            concurrency.rest(site, now + AGAIN * (0.5 + self._chance()), held)
 
     def finished(
         self, number: int, now: float, *, answered: bool, reusable: bool, delivered: bool = False, reason: str = ""

@@ -241,17 +241,22 @@ class Site:
     """What shares limits at the receiving end, with its open sessions and its condition.
 
     `cohort` is the first session that began after the last cut of the window: older ones that fail belong to the same
-    trouble. `hold` is what keeps mail from going out now: the directive, or what else it is. `is_crowded`: mail waits
-    that no session here can carry. Until `calm_until` nothing is opened, because of `calm`. `tick_at`: when something
-    in its condition ends.
+    trouble. `bears` is what that cut left, `floor` the least it could leave, `answers` how many messages were answered
+    since. `hold` is what keeps mail from going out now: the directive, or what else it is. `is_crowded`: mail waits
+    that no session here can carry. Until `calm_until` there are no more than `calm_sessions`, because of `calm`.
+    `tick_at`: when something in its condition ends.
     """
 
     __slots__ = (
+        "answers",
+        "bears",
         "by_source",
         "calm",
+        "calm_sessions",
         "calm_until",
         "cohort",
         "condition",
+        "floor",
         "groups",
         "hold",
         "is_crowded",
@@ -272,8 +277,12 @@ class Site:
         self.sessions: set[int] = set()
         self.by_source: dict[str, int] = {}
         self.cohort = 0
+        self.bears = int(condition.window)
+        self.floor = 1.0
+        self.answers = 0
         self.calm = ""
         self.calm_until = 0.0
+        self.calm_sessions = 0
         self.opened_at = 0.0
         self.hold = ""
         self.is_crowded = False

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from spoolmta import action as schedule
-from spoolmta import entry
+from spoolmta import concurrency, entry
 from spoolmta.action import VmtaLimits
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Rate
 from spoolmta.rate import RateLimiter, next_due
@@ -58,6 +58,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         self.sent: dict[str, deque[tuple[float, int]]] = {site: deque() for site in self.policy}
         self.blocked: dict[str, float] = {}
         self.held: frozenset[str] = frozenset()
+        self.calm: dict[str, tuple[float, int]] = {}
         self.draining = False
 
     def policy_of(self, site: str, _domain: str) -> DomainPolicy:
@@ -89,6 +90,8 @@ class SchedulerLaws(RuleBasedStateMachine):
             assert action.site == self.ways[action.domain][0]
             self.opening[action.session] = self.ways[action.domain]
             alive.append(action.site)
+            until, most = self.calm.get(action.site, (0.0, 0))
+            assert until <= self.now or alive.count(action.site) <= most
             assert alive.count(action.site) <= self.policy[action.site].max_smtp_out
             assert self.limit == 0 or len(alive) <= self.limit
         elif isinstance(action, schedule.Close):
@@ -181,9 +184,12 @@ class SchedulerLaws(RuleBasedStateMachine):
             self.open[session] = way
             self.scheduler.opened(session, self.now)
         elif self.scheduler.open_failed(session, self.now, "refused", ours=how == "ours"):
-            serves_us = any(site == other for other, _ in self.open.values())
-            pause = 60.0 if how == "ours" else 10.0 if serves_us else min(self.policy[site].retry_after)
-            self.blocked[site] = self.now + pause
+            if how != "ours" and any(site == other for other, _ in self.open.values()):
+                others = [other for other, _ in (*self.opening.values(), *self.open.values())].count(site)
+                self.calm[site] = (self.now + concurrency.CALM, others)
+            else:
+                pause = 60.0 if how == "ours" else min(self.policy[site].retry_after)
+                self.blocked[site] = self.now + pause
         self.step()
 
     @precondition(lambda self: self.busy)

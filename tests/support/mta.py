@@ -62,6 +62,11 @@ async def main(root, addresses, options, zones, dns_address):
             json.dump(sink.stats(), file)
         os.rename(root + "/stats.new", root + "/stats.json")
     loop.add_signal_handler(signal.SIGUSR1, dump)
+    def change():
+        with open(root + "/options.json") as file:
+            sink.options = Options(**json.load(file))
+        os.remove(root + "/options.json")
+    loop.add_signal_handler(signal.SIGUSR2, change)
     ready = {"sink": await sink.start(addresses), "dns": await dns.start(dns_address)}
     with open(root + "/ready.new", "w") as file:
         json.dump(ready, file)
@@ -137,6 +142,14 @@ class World:
         wait_for(file.exists, lambda: "the sink gave no statistics")
         stats: dict[str, Any] = json.loads(file.read_text())
         return stats
+
+    def change(self, **options: Any) -> None:
+        """Other options of the sink for connections that begin from now on (not what it says of itself)."""
+        assert self._process is not None
+        file = self.path / "world" / "options.json"
+        file.write_text(json.dumps({**self._options, **options}))
+        self._process.send_signal(signal.SIGUSR2)
+        wait_for(lambda: not file.exists(), lambda: "the sink did not take its new options")
 
     def mta(self, more: str = "", *, route: bool = True, sleep_after: str = "1m", start: bool = True) -> Mta:
         """A system that delivers to this world: by a fixed route to the first sink, or (`route=False`) by MX."""

@@ -22,6 +22,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from spoolmta import control
+from spoolmta.errors import UnavailableError
+from spoolmta.spool import audit
+from spoolmta.spool.layout import Layout
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
 
@@ -186,7 +193,14 @@ class Mta:
         with open(self.path / "log", "ab") as log:
             command = [sys.executable, "-m", "spoolmta", "--config", str(self.config_file), "run"]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        self.wait_for(lambda: self.command("status", "--json").returncode == 0 or self.process_ended())
+        self.wait_for(lambda: self.answers() or self.process_ended())
+
+    def answers(self) -> bool:
+        """Whether the system is there to be asked, as the command `status` asks it in a process of its own."""
+        try:
+            return bool(self.status())
+        except UnavailableError:
+            return False
 
     def process_ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
@@ -224,17 +238,14 @@ class Mta:
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=90, check=False)
 
     def status(self) -> dict[str, Any]:
-        result = self.command("status", "--json")
-        assert result.returncode == 0, result.stderr
-        status: dict[str, Any] = json.loads(result.stdout)
-        return status
+        return control.ask(Layout(str(self.spool)).control, {"ask": "status"})
 
     def vmta(self, name: str) -> dict[str, Any]:
         return next(v for v in self.status()["vmtas"] if v["name"] == name)
 
     def audit(self) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads(self.command("queue", "audit", "--json").stdout)
-        return result
+        found = audit.audit(Layout(str(self.spool)))
+        return msgspec.structs.asdict(found) | {"difference": found.difference, "balanced": found.balanced}
 
     def message(
         self,

@@ -30,7 +30,6 @@ def outages(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, list[bool]]]]:
     return weights, draw(st.lists(st.tuples(st.integers(1, 15), free), max_size=6))
 
 
-@settings(deadline=None)
 @given(outages())
 def test_who_is_not_free_is_not_chosen_and_is_paid_back_later(
     case: tuple[list[int], list[tuple[int, list[bool]]]],
@@ -48,7 +47,6 @@ def test_who_is_not_free_is_not_chosen_and_is_paid_back_later(
         assert abs(counts[index] - len(dealt) * weight / sum(weights)) <= 1
 
 
-@settings(deadline=None)
 @given(weights_.filter(lambda weights: len(weights) > 1), st.integers(0, 5000), st.integers(1, 300), st.data())
 def test_a_member_that_was_away_for_long_gets_no_more_than_the_bound_back(
     weights: list[int], away: int, after: int, data: st.DataObject
@@ -60,7 +58,7 @@ def test_a_member_that_was_away_for_long_gets_no_more_than_the_bound_back(
     assert counts[absent] <= after * weights[absent] / sum(weights) + BACK + 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
 def test_whatever_was_left_by_other_weights_is_forgotten_after_a_while(weights: list[int], data: st.DataObject) -> None:
     left = st.integers(-(2**40), 2**40)

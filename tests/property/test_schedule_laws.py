@@ -335,7 +335,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         raise AssertionError(f"no progress: {self.scheduler}")
 
 
-SchedulerLaws.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+SchedulerLaws.TestCase.settings = settings(max_examples=120, stateful_step_count=50)
 TestSchedulerLaws = SchedulerLaws.TestCase
 
 RATES = [Rate(1, 60), Rate(7, 60), Rate(1, 1), Rate(10, 1), Rate(50, 60), Rate(100, 3600), Rate(100_000, 3600)]

@@ -85,7 +85,7 @@ def carry(one: End, other: End, sizes: Any) -> None:
                 target.channel.data_received(piece)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 400) | st.just(100_000), min_size=1, max_size=8),
     st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=300) | st.just(b"x" * 70_000)), max_size=6),
@@ -108,7 +108,7 @@ def test_how_the_bytes_are_cut_never_matters(sizes: list[int], said: list[tuple[
     assert client.channel.session.has_ticket
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=6))
 def test_what_is_no_tls_is_told_in_one_clause_and_nothing_is_heard(pieces: list[bytes]) -> None:
     client = End(CLIENT, False)
@@ -122,7 +122,7 @@ def test_what_is_no_tls_is_told_in_one_clause_and_nothing_is_heard(pieces: list[
     assert not client.speaker.is_secured
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 5000), st.integers(1, 255))
 def test_a_byte_that_is_changed_on_the_way_is_never_heard(place: int, change: int) -> None:
     client, server = End(CLIENT, False), End(SERVER, True)

@@ -331,14 +331,20 @@ def backlog(stage: Stage) -> list[Row]:
 
 
 def entries(system: System, folder: str) -> set[str]:
-    return {f"{path.name}/{name}" for path in (system.spool / "queue" / "v0").iterdir() for name in os.listdir(path / folder)}
+    return {
+        f"{path.name}/{name}"
+        for path in (system.spool / "queue" / "v0").iterdir()
+        for name in os.listdir(path / folder)
+    }
 
 
 def stampede(stage: Stage) -> list[Row]:
     """A long queue of which everything has become due while nothing ran."""
     system = System(stage.base, stage.port, 1, max_smtp_out=2)
     now = int(time.time())
-    system.filler.fill("v0", stage.domains, stage.messages // len(stage.domains), lambda number: now - number % 3600 - 1)
+    system.filler.fill(
+        "v0", stage.domains, stage.messages // len(stage.domains), lambda number: now - number % 3600 - 1
+    )
     count = stage.messages // len(stage.domains) * len(stage.domains)
     slowest = connections = 0.0
     with system:

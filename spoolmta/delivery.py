@@ -41,6 +41,7 @@ from spoolmta.smtp.starttls import kept_apart
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, take
 from spoolmta.standing import Standing
+from spoolmta.survey import Survey
 from spoolmta.switchboard import Switchboard
 from spoolmta.trigger import Responses
 
@@ -98,7 +99,7 @@ class Delivery:
         self._requested_at = self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._scan_wanted, self._next_scan = True, 0.0
+        self._survey = Survey(self._partition, self._take_up, self._now)
         self._active_at = self._now()
         self._is_leaving = False
 
@@ -137,8 +138,6 @@ class Delivery:
         self._mailer.restore(left.alerted, self._now())
         self._carrier.responses.restore(left.counts, self._now())
         await self._switchboard.open()
-        self._scan_if_wanted()
-        self._partition.forget_settled()
         self._request_turn()
         self._start(self._keep_house(is_orphan))
         try:
@@ -163,7 +162,7 @@ class Delivery:
             self._passage.pay()
             if now - last_scan > RESCAN:
                 last_scan = now
-                self._scan_wanted = True
+                self._survey.is_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
             self._ledger.remind(now)
@@ -189,7 +188,9 @@ class Delivery:
         )
 
     def _next_due(self) -> float:
-        """When there is something to do for the mail that waits."""
+        """When there is something to do for the mail that waits; at once, where not all of it has been looked at."""
+        if not self._survey.is_complete:
+            return 0.0
         return min(self._scheduler.next_due(), self._switchboard.next_release())
 
     def leave(self, is_orphan: bool) -> None:
@@ -293,7 +294,8 @@ class Delivery:
         self._scheduler.set_saturated(self._lag > SATURATED)
         if not self._write() and not self._is_leaving:
             return  # nothing more is sent while what was sent cannot be written down
-        self._scan_if_wanted()
+        if not self._is_leaving and self._survey.work():
+            self._request_turn()
         if self._scheduler.known.news:
             self._rerouting.tend(self._now())
         actions, wake = self._scheduler.step(self._now())
@@ -307,7 +309,7 @@ class Delivery:
             self._active_at = self._now()
         if self._is_leaving and not self._lanes and not self._turn_requested:
             self._loop.call_later(QUIT_GRACE, self._end)
-        self._wake_at(min(wake, self._next_scan) if self._scan_wanted else wake)
+        self._wake_at(min(wake, self._survey.next_at))
 
     def _wake_at(self, wake: float) -> None:
         """See that there is a turn at `wake`. A timer that fires earlier is left as it is: it asks again."""
@@ -337,7 +339,7 @@ class Delivery:
         now = self._now()
         for hint in hints:
             if hint == SCAN:
-                self._scan_wanted = True
+                self._survey.is_wanted = True
                 continue
             parts = hint.split("/")
             if len(parts) == 3:
@@ -346,20 +348,13 @@ class Delivery:
             self._active_at = now
             self._request_turn()
 
-    def _scan_if_wanted(self) -> None:
-        """Look through the whole queue, where hints were lost or may have been; at most a twentieth of the time."""
-        now = self._now()
-        if not self._scan_wanted or now < self._next_scan:
-            return
-        self._scan_wanted = False
-        for domain, name, due in self._partition.scan():
-            if not self._rerouting.takes(domain, name, now):
-                self._scheduler.add(domain, name, due, now)
-        self._next_scan = now + max(0.25, 20 * (self._now() - now))
-
     def _add(self, domain: str, name: str) -> None:
-        due, now = self._partition.add(domain, name), self._now()
-        if due is not None and not self._rerouting.takes(domain, name, now):
+        due = self._partition.add(domain, name)
+        if due is not None:
+            self._take_up(domain, name, due, self._now())
+
+    def _take_up(self, domain: str, name: str, due: int, now: float) -> None:
+        if not self._rerouting.takes(domain, name, now):
             self._scheduler.add(domain, name, due, now)
 
     # Performing actions

@@ -154,7 +154,7 @@ class Supervisor:
         elif self._server.has(descriptor):
             self._read_question(descriptor)
         elif descriptor == self._sleepers.fileno():
-            for fifo, _ in self._sleepers.poll(0):
+            for fifo, _ in self._sleepers.poll(0, lifecycle.AT_ONCE):
                 self._wake(self._fifo_vmtas[fifo])
 
     def _read_signals(self, signals: int) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import alert, condition, process, reaction, record, state, verdict
+from spoolmta import alert, condition, here, process, reaction, record, state, verdict, warming
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
@@ -451,6 +451,12 @@ class Delivery:
         if self._lanes.pop(lane.number, None) is not None:
             self._scheduler.lost(lane.number)
             self._request_turn()
+
+
+def prepare(config: Config) -> None:
+    """Work out before the forks what every process would work out of the configuration in memory of its own."""
+    here.here(config)
+    warming.names(config)
 
 
 def limits_of(vmta: Vmta) -> VmtaLimits:

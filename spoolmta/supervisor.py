@@ -115,6 +115,7 @@ class Supervisor:
         for name in self._config.vmtas:
             self._watch_fifo(name)
         self._find_mail()
+        delivery.prepare(self._config)
         gc.collect()
         gc.freeze()
         self._fork_pickup()
@@ -374,6 +375,7 @@ class Supervisor:
             return problems
         change = lifecycle.difference(self._config, new)
         self._config = new
+        delivery.prepare(new)
         if new.acct_files != tuple(self._rotation.files):
             self._rotation = accounting.Rotation(new.acct_files, time.time())
         for name in change.added:

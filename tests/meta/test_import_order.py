@@ -10,9 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address pattern config here policy entry message selection reasons bounce verdict response
-    trigger lint record notify dsn rate condition alert switch limits backlog waiting dealing warming site sources
-    action agenda concurrency sharing metering assignment sessions sites schedule view reaction lifecycle
+PURE = """errors model address pattern config derived here policy entry message selection reasons bounce verdict
+    response trigger lint record notify dsn rate condition alert switch limits backlog waiting dealing warming site
+    sources action agenda concurrency sharing metering assignment sessions sites schedule view reaction lifecycle
     sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance smtp.auth smtp.starttls""".split()
 INPUT_OUTPUT = """disk shared tally journal spool.layout common commons markers spool.intake spool.partition
     spool.outbox spool.audit accounting resolver tls_channel tls sts_fetch sts_cache protection transport opener control

@@ -1,8 +1,9 @@
 """The supervisor: forks one process per role, waits, wakes. It has no threads and no event loop, and touches no mail.
 
-It forks from a warm image (everything imported, `gc.freeze()` called: 2 MiB of private memory a new child, 8 one that has worked, instead of 25),
-watches the FIFOs of the VMTAs that sleep, starts again what died (with growing pauses), rotates the accounting files,
-and answers questions on the control socket. Signal handlers only leave a byte in a pipe.
+It forks from a warm image (everything imported, `gc.freeze()` called: 2 MiB of private memory for a new child and 8 for
+one that has worked, instead of 25), watches the FIFOs of the VMTAs that sleep, starts again what died (with growing
+pauses), rotates the accounting files, and answers questions on the control socket. Signal handlers only leave a byte
+in a pipe.
 """
 
 from __future__ import annotations

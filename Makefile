@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install demo test check interop torture bench format clean
+.PHONY: help install demo test check interop torture bench scale format clean
 
 help: ## What can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,9 @@ torture: install ## Long runs: crashes, and what delivery promises as a table
 
 bench: install ## spoolmta and Postfix doing the same work (as root: on a filesystem of its own)
 	$(BIN)/python scripts/bench.py
+
+scale: install ## Memory, start and cost with a million messages and 10,000 VMTAs (a spool of 2 GB in /dev/shm)
+	$(BIN)/python scripts/scale.py --dir /dev/shm
 
 format: install ## Put the code in shape
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import alert, condition, process, reaction, record, state, verdict
+from spoolmta import alert, condition, here, process, reaction, record, state, verdict, warming
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
@@ -143,8 +143,6 @@ class Delivery:
         self._mailer.restore(left.alerted, self._now())
         self._carrier.responses.restore(left.counts, self._now())
         await self._switchboard.open()
-        self._inflow.scan_if_wanted()
-        self._partition.forget_settled()
         self._request_turn()
         self._start(self._keep_house(is_orphan))
         try:
@@ -169,7 +167,7 @@ class Delivery:
             self._passage.pay()
             if now - last_scan > RESCAN:
                 last_scan = now
-                self._inflow.is_scan_wanted = True
+                self._inflow.survey.is_wanted = True
                 self._partition.tend_journal()
                 self._request_turn()
             self._ledger.remind(now)
@@ -195,7 +193,9 @@ class Delivery:
         )
 
     def _next_due(self) -> float:
-        """When there is something to do for the mail that waits."""
+        """When there is something to do for the mail that waits; at once, where not all of it has been looked at."""
+        if not self._inflow.survey.is_complete:
+            return 0.0
         return min(self._scheduler.next_due(), self._switchboard.next_release())
 
     def leave(self, is_orphan: bool) -> None:
@@ -306,7 +306,8 @@ class Delivery:
         self._scheduler.set_saturated(self._lag > SATURATED)
         if not self._write() and not self._is_leaving:
             return  # nothing more is sent while what was sent cannot be written down
-        self._inflow.scan_if_wanted()
+        if not self._is_leaving and self._inflow.survey.work():
+            self._request_turn()
         if self._scheduler.known.news:
             self._rerouting.tend(self._now())
         actions, wake = self._scheduler.step(self._now())
@@ -320,7 +321,7 @@ class Delivery:
             self._active_at = self._now()
         if self._is_leaving and not self._lanes and not self._turn_requested:
             self._loop.call_later(QUIT_GRACE, self._end)
-        self._wake_at(min(wake, self._inflow.next_scan) if self._inflow.is_scan_wanted else wake)
+        self._wake_at(min(wake, self._inflow.survey.next_at))
 
     def _wake_at(self, wake: float) -> None:
         """See that there is a turn at `wake`. A timer that fires earlier is left as it is: it asks again."""
@@ -448,6 +449,12 @@ class Delivery:
         if self._lanes.pop(lane.number, None) is not None:
             self._scheduler.lost(lane.number)
             self._request_turn()
+
+
+def prepare(config: Config) -> None:
+    """Work out before the forks what every process would work out of the configuration in memory of its own."""
+    here.here(config)
+    warming.names(config)
 
 
 def limits_of(vmta: Vmta) -> VmtaLimits:

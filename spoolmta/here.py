@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 
+from spoolmta.derived import derived
 from spoolmta.model import Config, Struct
 
 
@@ -22,6 +23,7 @@ class Here(Struct, frozen=True):
         return address in self.addresses
 
 
+@derived
 def here(config: Config) -> Here:
     """All names and source addresses of all VMTAs: each of them is this machine."""
     hosts = [host for vmta in config.vmtas.values() for host in vmta.source_hosts]

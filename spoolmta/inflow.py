@@ -9,6 +9,7 @@ from spoolmta.control import SCAN, HintReader
 from spoolmta.rerouting import Rerouting
 from spoolmta.schedule import Scheduler
 from spoolmta.spool.partition import Partition
+from spoolmta.survey import Survey
 
 
 class Inflow:
@@ -20,10 +21,10 @@ class Inflow:
         self._hints = HintReader(hints)
         self._partition, self._scheduler, self._rerouting = partition, scheduler, rerouting
         self._now = now
-        self.is_scan_wanted, self.next_scan = True, 0.0
+        self.survey = Survey(partition, self._take, now)
 
     def __repr__(self) -> str:
-        return f"Inflow({self._partition.vmta}, scan wanted={self.is_scan_wanted})"
+        return f"Inflow({self._partition.vmta}, {self.survey})"
 
     @property
     def descriptor(self) -> int:
@@ -34,22 +35,12 @@ class Inflow:
         hints = self._hints.read()
         for hint in hints:
             if hint == SCAN:
-                self.is_scan_wanted = True
+                self.survey.is_wanted = True
                 continue
             parts = hint.split("/")
             if len(parts) == 3:
                 self.add(parts[0], parts[2])
         return bool(hints)
-
-    def scan_if_wanted(self) -> None:
-        """Look through the whole queue; at most a twentieth of the time."""
-        now = self._now()
-        if not self.is_scan_wanted or now < self.next_scan:
-            return
-        self.is_scan_wanted = False
-        for domain, name, due in self._partition.scan():
-            self._take(domain, name, due, now)
-        self.next_scan = now + max(0.25, 20 * (self._now() - now))
 
     def add(self, domain: str, name: str) -> None:
         """An entry that has come, unless it is known."""

@@ -7,11 +7,14 @@ configurations differ in nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from spoolmta.model import Config, Struct
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+AT_ONCE = 8
+"""Processes started before the supervisor looks at its questions and signals again: a thousand take a minute."""
 
 
 class Health(Struct, frozen=True):
@@ -58,8 +61,8 @@ def needs_restart(old: Config, new: Config) -> list[str]:
 
 
 def to_wake(wake_times: dict[str, float], now: float) -> list[str]:
-    """Sleeping VMTAs whose time has come."""
-    return [vmta for vmta, at in wake_times.items() if at <= now]
+    """Sleeping VMTAs whose time has come, not too many at once; the others are for the next time."""
+    return list(itertools.islice((vmta for vmta, at in wake_times.items() if at <= now), AT_ONCE))
 
 
 def next_event(times: Iterable[float], now: float, longest: float) -> float:

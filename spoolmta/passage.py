@@ -60,7 +60,7 @@ class Passage:
         queue = self._scheduler.queues.get(domain)
         if queue is None:
             return []
-        return [*(name for line in queue.lines.values() for name in line.names), *(name for _, name in queue.waiting)]
+        return [*(name for line in queue.lines.values() for name in line.names), *queue.waiting]
 
     def pass_on(
         self, domain: str, names: Collection[str], choose: Choose, now: float, *, is_marked: bool = False

@@ -21,7 +21,6 @@ already gone is ignored. `now` is Unix seconds from a clock that does not jump.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Collection
@@ -109,9 +108,8 @@ class Scheduler:
         """An entry to be delivered: at once, or not before `due`."""
         queue = self.queues.get(domain) or self.queues.setdefault(domain, Queue(domain, self._held_jobs))
         if due > now:
-            heapq.heappush(queue.waiting, (due, name))
-            if queue.waiting[0][1] is name:
-                self._agenda.arm(due, queue)
+            queue.waiting.push(due, name)
+            self._agenda.arm(due, queue)
         else:
             self._make_ready(queue, name, now)
 
@@ -353,7 +351,7 @@ class Scheduler:
         """When the first waiting mail or blocked site wants attention, infinity if nothing waits."""
         if self._doomed:
             return 0.0
-        times = [queue.waiting[0][0] for queue in self.queues.values() if queue.waiting]
+        times = [queue.waiting.first_due for queue in self.queues.values()]
         times += [queue.ready_at for queue in self.queues.values() if queue.is_wanting]
         if self._held_jobs:
             times += [queue.held_expiry for queue in self.queues.values()]
@@ -384,14 +382,14 @@ class Scheduler:
         return actions, max(wake, now + SOON)
 
     def _serve_queue(self, queue: Queue, now: float, actions: list[Action]) -> None:
-        while queue.waiting and queue.waiting[0][0] <= now:
-            name = heapq.heappop(queue.waiting)[1]
+        while queue.waiting.first_due <= now:
+            name = queue.waiting.pop()
             if queue.group is not None and queue.is_too_old(name, now):
                 actions.append(Expire(queue.domain, name, queue.group.site.condition.reason))
             else:
                 self._make_ready(queue, name, now)
         if queue.waiting:
-            self._agenda.arm(queue.waiting[0][0], queue)
+            self._agenda.arm(queue.waiting.first_due, queue)
         if self._held_jobs:
             self._assignment.expire_held(queue, now, actions)
         if queue.group is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
 from collections import deque
@@ -14,6 +13,7 @@ from spoolmta.condition import Condition
 from spoolmta.limits import Limits
 from spoolmta.model import DomainPolicy, Failure
 from spoolmta.rate import Cells, RateLimiter
+from spoolmta.waiting import Waiting
 
 
 class Queue:
@@ -42,7 +42,7 @@ class Queue:
         self.domain = domain
         self.held_jobs = held_jobs
         self.lines: dict[tuple[int, str], Line] = {}
-        self.waiting: list[tuple[float, str]] = []
+        self.waiting = Waiting()
         self.group: Group | None = None
         self.locating = False
         self.retry_at = 0.0
@@ -124,7 +124,7 @@ class Queue:
 
     def count(self, is_meant: Callable[[str], bool]) -> int:
         """How many names are meant of those that are ready, held or waiting."""
-        names = itertools.chain(*(line.names for line in self.lines.values()), (name for _, name in self.waiting))
+        names = itertools.chain(*(line.names for line in self.lines.values()), self.waiting)
         return sum(map(is_meant, names))
 
     def hold_jobs(self) -> bool:
@@ -164,11 +164,7 @@ class Queue:
 
     def take_waiting(self, is_meant: Callable[[str], bool]) -> list[str]:
         """The names that are meant of those that wait for their time, the first due first, taken out."""
-        taken = sorted(item for item in self.waiting if is_meant(item[1]))
-        if taken:
-            self.waiting = [item for item in self.waiting if not is_meant(item[1])]
-            heapq.heapify(self.waiting)
-        return [name for _, name in taken]
+        return self.waiting.take(is_meant)
 
     def withdraw_ready(self, is_meant: Callable[[str], bool]) -> list[str]:
         """Of the names that are due, held or not, those that are meant, taken out."""

@@ -92,9 +92,9 @@ def of_queue(queue: Queue, state: Condition, jobs: Mapping[str, Switch], now: fl
 
 
 def _mail(queues: list[Queue], jobs: Mapping[str, Switch]) -> dict[str, Any]:
-    waiting = [queue.waiting[0][0] for queue in queues if queue.waiting]
+    waiting = [queue.waiting.first_due for queue in queues if queue.waiting]
     lines = [line for queue in queues for line in queue.lines.values()]
-    names = itertools.chain(*(line.names for line in lines), (name for queue in queues for _, name in queue.waiting))
+    names = itertools.chain(*(line.names for line in lines), *(queue.waiting for queue in queues))
     return {
         "ready": sum(len(line.names) for line in lines if not line.is_held),
         "waiting": sum(len(queue.waiting) for queue in queues),

@@ -14,6 +14,7 @@ import functools
 import math
 from typing import Any
 
+from spoolmta.derived import derived
 from spoolmta.model import Config, WarmUp
 from spoolmta.policy import PolicyTable
 
@@ -78,11 +79,16 @@ class Plans:
         return {key: value for key, value in found.items() if value not in ((), WarmUp())}
 
 
-def plans_of(config: Config) -> dict[str, Plans]:
+@derived
+def names(config: Config) -> tuple[str, ...]:
     """The VMTAs that have cold ones or plans."""
-    warming = {
+    return tuple(
         vmta.name
         for vmta in config.vmtas.values()
         if vmta.cold_virtual_mta or any("warm_up" in table.settings for layer in vmta.layers for table in layer)
-    }
-    return {name: Plans(config, name) for name in warming}
+    )
+
+
+def plans_of(config: Config) -> dict[str, Plans]:
+    """Of each that has any."""
+    return {name: Plans(config, name) for name in names(config)}

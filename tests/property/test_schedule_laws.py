@@ -286,7 +286,7 @@ class SchedulerLaws(RuleBasedStateMachine):
         assert self.scheduler.size == self.inside.total()
         queues = self.scheduler.queues.values()
         names = [name for queue in queues for line in queue.lines.values() for name in line.names]
-        names += [name for queue in queues for _, name in queue.waiting]
+        names += [name for queue in queues for name in queue.waiting]
         assert Counter(names) == self.inside
         assert self.scheduler.sessions == len(self.opening) + len(self.open)
 

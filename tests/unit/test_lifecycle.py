@@ -54,6 +54,18 @@ def test_who_is_due_is_woken() -> None:
     assert to_wake({"a": 1.0, "b": 2.0, "c": 3.0}, 2.0) == ["a", "b"]
 
 
+def test_of_many_vmtas_some_are_woken_and_all_in_the_end() -> None:
+    waiting = {f"v{number}": 0.0 for number in range(1000)}
+    turns = 0
+    while waiting:
+        woken = to_wake(waiting, 1.0)
+        assert 0 < len(woken) <= 8
+        for vmta in woken:
+            del waiting[vmta]
+        turns += 1
+    assert turns == 125
+
+
 def test_the_supervisor_sleeps_until_the_first_event_but_not_longer_than_told() -> None:
     assert next_event([], 10.0, 5.0) == 5.0
     assert next_event([12.0, 11.0], 10.0, 5.0) == 1.0

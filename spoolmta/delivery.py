@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import alert, condition, process, reaction, record, state, verdict
+from spoolmta import alert, condition, descriptors, process, reaction, record, state, verdict
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
@@ -227,11 +227,17 @@ class Delivery:
         self._ledger.close()
         self._tell_news()
         self._mailer.send(self._now(), is_last=True)
-        self._save_state()
+        self._keep_state()
         self._rates.close()
         self._passage.close()
         self._commons.close()
         self._partition.close()
+
+    def _keep_state(self) -> None:
+        try:
+            self._save_state()
+        except OSError as error:  # the mail is what counts
+            log.error("what outlives the process cannot be saved: %s", error.strerror)
 
     def _save_state(self) -> None:
         """What outlives the process: when it wants to be woken, the sites' conditions, the counts of the rules, the
@@ -257,7 +263,7 @@ class Delivery:
             self._mailer.hear(site, event, self._resolve(site, site))
         if news:
             self._mailer.send(self._now())
-            self._save_state()
+            self._keep_state()
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
@@ -352,10 +358,14 @@ class Delivery:
         if not self._scan_wanted or now < self._next_scan:
             return
         self._scan_wanted = False
-        for domain, name, due in self._partition.scan():
-            if not self._rerouting.takes(domain, name, now):
-                self._scheduler.add(domain, name, due, now)
-        self._next_scan = now + max(0.25, 20 * (self._now() - now))
+        try:
+            for domain, name, due in self._partition.scan():
+                if not self._rerouting.takes(domain, name, now):
+                    self._scheduler.add(domain, name, due, now)
+        except OSError as error:  # the rest is found later
+            log.error("%s; looking again in a second", error)
+            self._scan_wanted = True
+        self._next_scan = now + max(1.0 if self._scan_wanted else 0.25, 20 * (self._now() - now))
 
     def _add(self, domain: str, name: str) -> None:
         due, now = self._partition.add(domain, name), self._now()
@@ -413,8 +423,7 @@ class Delivery:
     def _unroutable(self, domain: str, policy: DomainPolicy, error: Unroutable) -> None:
         answer = Answer(Stage.RESOLVE, error.failure)
         self._carrier.on_trouble(domain, answer, Ends())
-        judged = verdict.judge(answer, policy)
-        now = self._now()
+        judged, now = verdict.judge(answer, policy), self._now()
         if judged.outcome is not None:
             self._scheduler.condemned(domain, error.failure, now + error.retry_in, policy.bounce_after)
             return
@@ -461,7 +470,8 @@ class Delivery:
 def limits_of(vmta: Vmta) -> VmtaLimits:
     """What the scheduler has to know of a VMTA."""
     sources = tuple(host.address for host in vmta.source_hosts)
-    return VmtaLimits(vmta.max_smtp_out, vmta.max_smtp_msg_rate, vmta.max_smtp_data_volume_rate, sources)
+    most = descriptors.share(descriptors.SESSIONS, vmta.max_smtp_out or 1 << 20)
+    return VmtaLimits(most, vmta.max_smtp_msg_rate, vmta.max_smtp_data_volume_rate, sources)
 
 
 def run(

@@ -293,6 +293,10 @@ def write_new(path: str, data: bytes, mode: int = 0o640) -> None:
     os.close(descriptor)
 
 
+class SyncFailed(OSError):
+    """A file was written, but not made durable: whatever the errno says, it is no matter of room."""
+
+
 def replace(path: str, data: bytes, mode: int = 0o640) -> None:
     """Replace a small state file: after a crash it is the old one or the new one, whole (write, sync, rename,
     sync of the folder)."""
@@ -309,10 +313,12 @@ def replace(path: str, data: bytes, mode: int = 0o640) -> None:
 
 
 def sync_path(path: str) -> None:
-    """fsync one file or folder by name."""
+    """fsync one file or folder by name. Raises SyncFailed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise SyncFailed(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
 

@@ -125,10 +125,13 @@ class Partition:
 
     def forget_settled(self) -> None:
         """After the first scan: what the journal says of entries that are not there any more need not be kept, but
-        for those that may still be on their way here from another VMTA."""
+        for those that may still be on their way here from another VMTA. What it says of those that are is written
+        anew: if it was a failed sync that ended our predecessor, the next one would not write it again."""
         living = {entry.entry_id(name) for names in self._known.values() for name in names} | self._learned
         self._settled = {id_: addresses for id_, addresses in self._settled.items() if id_ in living}
         self._told = {id_: times for id_, times in self._told.items() if id_ in living}
+        if self._settled:
+            self._journal.compact(self._settled.keys() | self._told.keys())
 
     def add(self, domain: str, name: str) -> int | None:
         """Make an entry known (from a scan or a hint); its due time, or None if it was known or is no entry."""

@@ -84,9 +84,10 @@ def test_what_a_failed_sync_was_to_make_safe_is_not_removed(tmp_path: Path) -> N
             disk.mend()
             disk.repair()
             mta.start()
-            mta.wait_for(lambda: not mta.entries() and mta.audit()["delivered"] == len(accepted))
-            assert mta.audit()["balanced"]
-            assert received(world) == accepted
+            mta.wait_for(lambda: not mta.entries() and received(world) == accepted)
+            mta.wait_for(lambda: mta.audit()["queued"] == 0)
+            assert mta.audit()["balanced"], mta.audit()
+            assert mta.audit()["delivered"] == len(accepted), mta.audit()
             assert not list((mta.spool / "corrupt").iterdir())
 
 

@@ -107,6 +107,7 @@ def test_damaged_files_are_put_aside_and_all_others_are_delivered(tmp_path: Path
         mta.command("queue", "resume", "*/default")
         mta.wait_for(lambda: mta.count("d") == total // 2, 60)
         mta.wait_for(lambda: mta.audit()["quarantined"] == total // 2, 60)
+        mta.wait_for(lambda: len(list((mta.spool / "corrupt").glob("*.reason"))) == total // 2)
         audit = mta.audit()
         assert audit["balanced"], audit
         assert (audit["accepted"], audit["delivered"], audit["queued"]) == (total, total // 2, 0)

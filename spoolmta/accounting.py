@@ -126,13 +126,13 @@ class Log:
 
     def _open(self, files: tuple[AcctFile, ...]) -> list[_Target]:
         targets: list[_Target] = []
-        try:
-            for file in files:
+        for file in files:
+            try:
                 targets.append(self._open_one(file))
-        except BaseException:
-            for target in targets:
-                target.file.close()
-            raise
+            except OSError as error:
+                for target in targets:
+                    target.file.close()
+                raise SpoolError(f"cannot open {file.path}: {error.strerror}") from error
         return targets
 
     def _open_one(self, file: AcctFile) -> _Target:

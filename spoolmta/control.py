@@ -20,10 +20,13 @@ from typing import Any
 
 import msgspec
 
+from spoolmta import descriptors
 from spoolmta.errors import UnavailableError
 
 PIPE_BUF = 4096
 OPEN_FIFOS = 512
+_NOBODY = (errno.ENXIO, errno.ENOENT, errno.EPIPE)
+_LATER = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 SCAN = "scan"
 
 
@@ -63,6 +66,7 @@ class HintWriter:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._most = descriptors.share(descriptors.FIFOS, OPEN_FIFOS)
         self._owed: set[str] = set()
 
     def send(self, vmta: str, hints: list[str]) -> None:
@@ -91,10 +95,10 @@ class HintWriter:
         try:
             os.write(self._descriptor(vmta), data)
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ENXIO, errno.ENOENT, errno.EPIPE):
+            if error.errno not in _NOBODY + _LATER:
                 raise
-            # ENXIO, ENOENT, EPIPE: nobody is there to read; whoever comes scans first.
-            if error.errno == errno.EAGAIN:
+            # Where nobody is there to read, whoever comes scans first.
+            if error.errno in _LATER:
                 self._owed.add(vmta)
             if error.errno == errno.EPIPE:
                 os.close(self._open.pop(vmta))  # the FIFO may have been made anew: this one leads nowhere
@@ -111,7 +115,7 @@ class HintWriter:
         if descriptor is None:
             descriptor = os.open(os.path.join(self._folder, f"{vmta}.fifo"), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._open[vmta] = descriptor
-            if len(self._open) > OPEN_FIFOS:
+            if len(self._open) > self._most:
                 os.close(self._open.popitem(last=False)[1])
         else:
             self._open.move_to_end(vmta)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import alert, condition, here, process, reaction, record, state, verdict, warming
+from spoolmta import alert, condition, descriptors, here, process, reaction, record, state, verdict, warming
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
@@ -233,11 +233,17 @@ class Delivery:
         self._ledger.close()
         self._tell_news()
         self._mailer.send(self._now(), is_last=True)
-        self._save_state()
+        self._keep_state()
         self._rates.close()
         self._passage.close()
         self._commons.close()
         self._partition.close()
+
+    def _keep_state(self) -> None:
+        try:
+            self._save_state()
+        except OSError as error:  # the mail is what counts
+            log.error("what outlives the process cannot be saved: %s", error.strerror)
 
     def _save_state(self) -> None:
         """What outlives the process: when it wants to be woken, the sites' conditions, the counts of the rules, the
@@ -263,7 +269,7 @@ class Delivery:
             self._mailer.hear(site, event, self._resolve(site, site))
         if news:
             self._mailer.send(self._now())
-            self._save_state()
+            self._keep_state()
 
     def reconfigure(self, config: Config) -> None:
         """A new configuration, between two turns. Connections stay; limits hold from now on."""
@@ -406,8 +412,7 @@ class Delivery:
         answer = Answer(Stage.RESOLVE, error.failure)
         policy = self._policy(domain)
         self._carrier.on_trouble(domain, answer, Ends())
-        judged = verdict.judge(answer, policy)
-        now = self._now()
+        judged, now = verdict.judge(answer, policy), self._now()
         if judged.outcome is not None:
             self._scheduler.condemned(domain, error.failure, now + error.retry_in, policy.bounce_after)
             return
@@ -460,7 +465,8 @@ def prepare(config: Config) -> None:
 def limits_of(vmta: Vmta) -> VmtaLimits:
     """What the scheduler has to know of a VMTA."""
     sources = tuple(host.address for host in vmta.source_hosts)
-    return VmtaLimits(vmta.max_smtp_out, vmta.max_smtp_msg_rate, vmta.max_smtp_data_volume_rate, sources)
+    most = descriptors.share(descriptors.SESSIONS, vmta.max_smtp_out or 1 << 20)
+    return VmtaLimits(most, vmta.max_smtp_msg_rate, vmta.max_smtp_data_volume_rate, sources)
 
 
 def run(

@@ -279,6 +279,30 @@ class AppendFile:
         os.close(self._descriptor)
 
 
+SMALL = 1 << 20
+"""Bytes of a file that is read without asking for its size first: a call less for nearly every message."""
+
+
+def read_guarded(path: str, size: int) -> bytes:
+    """A file that is promised to be of this size; nothing, or something of another size, if it is not."""
+    descriptor = os.open(path, GUARDED)
+    try:
+        if size <= SMALL:
+            return os.read(descriptor, size + 1)  # one byte more would show that it is too long
+        status = os.fstat(descriptor)
+        if status.st_size != size or not is_regular(status):
+            return b""  # of no use, and the size in a damaged name may be more than there is memory
+        data = os.read(descriptor, size)
+        while 0 < len(data) < size:
+            more = os.read(descriptor, size - len(data))
+            if not more:
+                break
+            data += more
+    finally:
+        os.close(descriptor)
+    return data
+
+
 def write_new(path: str, data: bytes, mode: int = 0o640) -> None:
     """Write a file that must not exist yet; checks every write. Not synced: the group commit does that."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -291,6 +315,10 @@ def write_new(path: str, data: bytes, mode: int = 0o640) -> None:
         remove(path)
         raise
     os.close(descriptor)
+
+
+class SyncFailed(OSError):
+    """A file was written, but not made durable: whatever the errno says, it is no matter of room."""
 
 
 def replace(path: str, data: bytes, mode: int = 0o640) -> None:
@@ -309,10 +337,12 @@ def replace(path: str, data: bytes, mode: int = 0o640) -> None:
 
 
 def sync_path(path: str) -> None:
-    """fsync one file or folder by name."""
+    """fsync one file or folder by name. Raises SyncFailed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise SyncFailed(error.errno, error.strerror, path) from error
     finally:
         os.close(descriptor)
 

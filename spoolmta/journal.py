@@ -158,32 +158,38 @@ class Journal:
         a crash at any moment leaves the old file or the new one. On a full disk everything stays as it is."""
         if self._file.has_rest:
             return
-        record = read(self.path)
-        totals = record.totals
-        lines: list[str] = []
-        for entry_id, count in record.accepted.items():
-            if entry_id in living:
-                lines.append(f"A {entry_id} - {count}\n")
-            else:
-                totals[ACCEPTED] += count
-        for entry_id, addresses in record.settled.items():
-            for address, (outcome, count, copied) in addresses.items():
-                if entry_id in living:
-                    tail = f" {count}" if outcome == "Q" else ""
-                    lines.append(f"{'c' if copied else ''}{outcome} {entry_id} {address}{tail}\n")
-                elif not copied:
-                    totals[outcome] += count
-        lines += [told_line(id_, at[1:], n) for id_ in living for at, n in record.told.get(id_, {}).items()]
-        head = "T " + " ".join(f"{letter}={totals[letter]}" for letter in sorted(totals)) + "\n" if totals else ""
         try:
-            disk.replace(self.path, (head + "".join(lines)).encode("utf-8", "surrogateescape"))
+            disk.replace(self.path, _compacted(read(self.path), living))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+            if not is_full or isinstance(error, disk.SyncFailed):
                 raise SpoolError(f"cannot compact {self.path}: {error.strerror}") from error
-        old, self._file = self._file, disk.AppendFile(self.path)
-        old.close()
+        finally:
+            if not self._file.is_at(self.path):
+                old, self._file = self._file, disk.AppendFile(self.path)
+                old.close()
         self._size = self._file.size
         self._limit = max(COMPACT_AT, 2 * self._size)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _compacted(record: Record, living: Collection[str]) -> bytes:
+    totals = record.totals
+    lines: list[str] = []
+    for entry_id, count in record.accepted.items():
+        if entry_id in living:
+            lines.append(f"A {entry_id} - {count}\n")
+        else:
+            totals[ACCEPTED] += count
+    for entry_id, addresses in record.settled.items():
+        for address, (outcome, count, copied) in addresses.items():
+            if entry_id in living:
+                tail = f" {count}" if outcome == "Q" else ""
+                lines.append(f"{'c' if copied else ''}{outcome} {entry_id} {address}{tail}\n")
+            elif not copied:
+                totals[outcome] += count
+    lines += [told_line(id_, at[1:], n) for id_ in living for at, n in record.told.get(id_, {}).items()]
+    head = "T " + " ".join(f"{letter}={totals[letter]}" for letter in sorted(totals)) + "\n" if totals else ""
+    return (head + "".join(lines)).encode("utf-8", "surrogateescape")

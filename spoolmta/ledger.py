@@ -68,6 +68,7 @@ class Ledger:
         self._committer = disk.Committer(root)
         self._root = root
         self._logged, self._queued = accounting.Clock(), accounting.Clock()
+        self._is_broken, self._failed_syncs = False, page.failed_syncs
         self._shares_sync = self._lies_with_the_log()
         self._reporter.recover(self.log)
 
@@ -169,7 +170,9 @@ class Ledger:
             return False
         since = self._waiting_since
         if since is not None:
-            synced = self._page.synced if self._shares_sync else 0
+            # Of a failed sync the kernel tells each of us once: after anybody's, only our own proves anything.
+            is_trusted = self._shares_sync and self._page.failed_syncs == self._failed_syncs
+            synced = self._page.synced if is_trusted else 0
             if synced <= since and time.monotonic_ns() - since > SYNC_AFTER_NS:
                 synced = self.sync()
             if synced > since:
@@ -198,11 +201,16 @@ class Ledger:
 
     def sync(self) -> int:
         """Make rows and lines durable ourselves; when it began (monotonic nanoseconds)."""
-        began = self._committer.sync()
+        try:
+            began = self._committer.sync()
+            if not self._shares_sync:
+                self.log.sync()
+        except SpoolError:
+            self._is_broken = True
+            self._page.note_failed_sync()
+            raise
         if self._shares_sync:
             self._page.publish_sync(began)
-        else:
-            self.log.sync()
         return began
 
     def finish(self) -> bool:
@@ -224,8 +232,12 @@ class Ledger:
         self._shares_sync = self._lies_with_the_log()
 
     def close(self) -> None:
-        """Write and remove all that can be; what remains is settled in the journal and removed by the next process."""
+        """Write and remove all that can be; what remains is settled in the journal and removed by the next process.
+        After a sync that failed another would only seem to succeed (the kernel calls the same pages clean)."""
         try:
+            if self._is_broken:
+                self._flush()
+                return
             # Reports need two syncs until what they settle is removed.
             for _ in range(2):
                 if not self.write() or not self.is_waiting:
@@ -233,5 +245,6 @@ class Ledger:
                 self._do_what_is_safe(self.sync())
         except SpoolError as error:
             log.error("%s", error)
-        self.log.close()
-        self._committer.close()
+        finally:
+            self.log.close()
+            self._committer.close()

@@ -41,6 +41,8 @@ GRACE = 60.0
 CALM_SCANS = 3
 SLOW_SCAN = 15.0
 FULL_PAUSE = 1.0
+WAIT_FOR = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""No fault of the file: it is taken as soon as it can be."""
 
 
 class Pickup:
@@ -107,7 +109,8 @@ class Pickup:
         self._acceptor.tend_journal()
         is_watching = self._bell.watch()
         pause = min(SLOW_SCAN if is_watching else 0.5, 0.05 if owed else SLOW_SCAN, self._next_look())
-        if not self._work(lambda: False):
+        # What rang before we listened was cleared away, but not what it was about.
+        if not self._work(lambda: False) and not self._leaving and self._new_config is None:
             self._bell.wait(pause)
         self._bell.ignore()
 
@@ -204,7 +207,7 @@ class Pickup:
             try:
                 claimed = self._look_at(folder, name, now, copied)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+                if error.errno in WAIT_FOR:
                     log.error("pickup: %s; trying again", error.strerror)
                     self._bell.wait(FULL_PAUSE)
                     break
@@ -436,4 +439,8 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: pickup.leave())
     signal.signal(signal.SIGHUP, lambda *_: pickup.reconfigure(reload()))
     signal.signal(signal.SIGUSR1, lambda *_: pickup.ring())
-    pickup.run(is_orphan)
+    try:
+        pickup.run(is_orphan)
+    except SpoolError:
+        page.note_failed_sync()
+        raise

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import gc
 import logging
 import os
 import pwd
-import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import setproctitle
 
-from spoolmta.errors import ConfigError, SpoolmtaError
+from spoolmta.errors import ConfigError, SpoolError, SpoolmtaError
 
 log = logging.getLogger("spoolmta")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _PR_SET_PDEATHSIG = 1
+_FAULTS = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""Troubles of the machine, not of the program: a sentence says more than a traceback."""
 
 
 def become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -> NoReturn:
@@ -43,6 +45,12 @@ def become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -
     except SpoolmtaError as error:
         log.error("%s", error)
         code = error.exit_status
+    except OSError as error:
+        if error.errno in _FAULTS:
+            log.error("%s: %s", error.strerror, error.filename or title)
+            code = SpoolError.exit_status
+        else:
+            log.exception("%s failed", title)
     except BaseException:
         log.exception("%s failed", title)
     finally:
@@ -58,12 +66,6 @@ def start_log(title: str) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger("watchdog").setLevel(logging.CRITICAL)
-
-
-def raise_descriptor_limit() -> None:
-    """One FIFO a VMTA, and the connections: take what the system lets us."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def drop_privileges(user: str) -> None:

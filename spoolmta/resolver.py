@@ -24,6 +24,7 @@ import dns.rdata
 import dns.rdatatype
 import dns.resolver
 
+from spoolmta import descriptors
 from spoolmta.here import Here
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Struct
 from spoolmta.policy import PolicyTable
@@ -36,6 +37,8 @@ MIN_TTL, MAX_TTL, FAILED_TTL = 30.0, 86_400.0, 5.0
 MAX_EMPTY_TTL = 300.0
 """A name or record that does not exist yet will soon; dnspython says "for ever" where the SOA is missing (RFC 2308)."""
 MAX_CACHED = 20_000
+MAX_QUESTIONS = 1000
+"""Asked at the same time, each with a socket of its own."""
 NOWHERE = Here(allows_loopback=True)
 
 _HOST_NAME = re.compile(
@@ -153,6 +156,7 @@ class Resolver:
         self.is_trusted = is_trusted or all(_is_here(server) for server in self._resolver.nameservers)
         self._resolver.lifetime = patience
         self._resolver.timeout = 4.0
+        self._places = asyncio.Semaphore(descriptors.share(descriptors.QUESTIONS, MAX_QUESTIONS))
 
     async def route(self, domain: str, policy: DomainPolicy) -> Route:
         """The hosts for a domain's mail: those of smtp-hosts, an address literal's address, or what the MX records of
@@ -280,7 +284,8 @@ class Resolver:
 
     async def _query(self, name: str, kind: str) -> Found:
         try:
-            answer = await self._resolver.resolve(name + ".", kind, raise_on_no_answer=False, search=False)
+            async with self._places:
+                answer = await self._resolver.resolve(name + ".", kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN as error:
             text = f"domain {name} does not exist"
             is_secure = self._is_secure(error.response(dns.name.from_text(name)))  # type: ignore[no-untyped-call]

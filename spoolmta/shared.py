@@ -40,7 +40,7 @@ class Cell(enum.IntEnum):
 _WIDTH = len(Cell)
 _CLEARED = Cell.QUEUED
 _HEADER = 8
-_SYNC, _LOG, _CONFIG = 0, 1, 2
+_SYNC, _LOG, _CONFIG, _FAILED = 0, 1, 2, 3
 
 
 class Row:
@@ -99,6 +99,14 @@ class Page:
 
     def publish_sync(self, began: int) -> None:
         self._cells[_SYNC] = began
+
+    @property
+    def failed_syncs(self) -> int:
+        """How many syncs have failed, as far as they were noted at different moments."""
+        return int(self._cells[_FAILED])
+
+    def note_failed_sync(self) -> None:
+        self._cells[_FAILED] += 1
 
     @property
     def log_generation(self) -> int:

@@ -59,8 +59,8 @@ def save(layout: Layout, vmta: str, left: State) -> None:
 
 class Rates:
     """The memory of limiters by name, in one file: slots of a name's hash and its cells. `now` in Unix seconds: slots
-    whose window is empty by then are used again. Without room on the disk there is no memory, and rates hold as long
-    as the process lives."""
+    whose window is empty by then are used again. Without room on the disk, or a
+    descriptor, there is no memory, and rates hold as long as the process lives."""
 
     def __init__(self, path: str, now: float) -> None:
         self._now = now
@@ -98,9 +98,9 @@ class Rates:
         size = max(2 * self._size, _FIRST_SLOTS * _BYTES)
         try:
             os.posix_fallocate(self._file, self._size, size - self._size)
+            self._map(self._size, size)
         except OSError:
             return False
-        self._map(self._size, size)
         self._size = size
         return True
 

@@ -28,6 +28,7 @@ from spoolmta import (
     config,
     control,
     delivery,
+    descriptors,
     disk,
     lifecycle,
     markers,
@@ -105,7 +106,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Work until SIGTERM; then drain and return."""
-        process.raise_descriptor_limit()
+        descriptors.raise_limit()
         signals = self._catch_signals()
         self._epoll = select.epoll()
         self._server = control.Server(self._layout.control)
@@ -126,7 +127,8 @@ class Supervisor:
                 self._on_event(descriptor, signals)
             self._tick()
         self._server.close()
-        disk.remove(self._layout.control)
+        with contextlib.suppress(OSError):  # on a disk that has become read-only
+            disk.remove(self._layout.control)
         log.info("spoolmta stopped")
 
     def _catch_signals(self) -> int:

@@ -6,10 +6,13 @@ delivered meanwhile. All looking takes at most a twentieth of the time, but for 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 
 from spoolmta.spool.partition import Partition
+
+log = logging.getLogger("spoolmta")
 
 SLICE = 0.01
 """Seconds of a turn, at most about twice as many."""
@@ -40,13 +43,18 @@ class Survey:
             if not self.is_wanted or now < self._next_at:
                 return False
             self.is_wanted, self._parts, self._took = False, self._partition.scan_in_parts(), 0.0
-        for part in self._parts:
-            for domain, name, due in part:
-                self._add(domain, name, due, now)
-            now = self._clock()
-            if now > begun + SLICE:
-                self._took += now - begun
-                return True
+        try:
+            for part in self._parts:
+                for domain, name, due in part:
+                    self._add(domain, name, due, now)
+                now = self._clock()
+                if now > begun + SLICE:
+                    self._took += now - begun
+                    return True
+        except OSError as error:  # the rest is found later
+            log.error("%s; looking again in a second", error)
+            self.is_wanted, self._parts, self._next_at = True, None, self._clock() + 1.0
+            return False
         self._parts = None
         if not self.is_complete:
             self.is_complete = True

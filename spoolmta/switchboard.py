@@ -111,7 +111,7 @@ class Switchboard:
         """Nobody is answered from now on; who asks takes the lock of the queue instead."""
         if self._server is not None:
             self._server.close()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone, or on a disk that has become read-only
             os.unlink(self._path)
 
     def meet(self, site: str) -> None:

@@ -399,6 +399,7 @@ class Acceptor:
             lost = [entry.entry_id(os.path.basename(path)) for path, _ in damaged]
             lines = [journal.quarantined_line(id_, "*", known[id_]) for id_ in lost if id_ in known]
             self.journal.append(journal_lines(missing) + "".join(lines))
+            self.journal.compact(claimed_ids(self.layout))  # written anew, like the files: see `examine`
             self.committer.sync()
         for recovered in notes:
             recovered.remove_originals()

@@ -29,8 +29,6 @@ from spoolmta.model import EntryName, Outcome, Parsed, Recipient, Struct
 from spoolmta.spool.intake import incoming_path, put, quarantine
 from spoolmta.spool.layout import Layout
 
-SMALL = 1 << 20
-"""Bytes of a file that is read without asking for its size first: a call less for nearly every message."""
 KEEP_EMPTY = 3600.0
 """Seconds an empty domain folder is kept: making and removing three folders costs 280 microseconds."""
 PART = 1000
@@ -98,6 +96,7 @@ class Partition:
         self._told = record.told
         self._learned = {id_ for id_, known in record.settled.items() if any(one[2] for one in known.values())}
         self._unfound = (self._settled.keys() | self._told.keys()) - self._learned
+        self._is_renewed = False
         self._lines: list[str] = []
         self._after_flush: list[tuple[str, Callable[[], None]]] = []
         self._pending: deque[_Pending] = deque()
@@ -168,7 +167,7 @@ class Partition:
             parts = entry.parse_name(name)
             if parts.folder and os.path.lexists(incoming_path(self.layout, parts, self.vmta)):
                 raise NotReady
-            data = _read(path, parts.size)
+            data = disk.read_guarded(path, parts.size)
             if len(data) != parts.size or zlib.crc32(data) != parts.crc:
                 raise ValueError("size or checksum differs from its name")
             parsed = message.parse(data)
@@ -182,6 +181,8 @@ class Partition:
                 raise
             raise self._quarantine(domain, name, error.strerror or "cannot be read") from None
         settled = self._settled.get(parts.id)
+        if settled is not None and not self._is_renewed:
+            self._renew_journal()
         recipients = [
             recipient
             for recipient in parsed.envelope.recipients
@@ -417,9 +418,19 @@ class Partition:
     def tend_journal(self) -> None:
         """Compact the journal when it has grown long."""
         if self._journal.is_long and not self._lines:
-            pending = {pending.entry_id for pending in self._pending} | {id_ for id_, _ in self._after_flush}
-            held = {id_ for _, id_ in self._held}
-            self._journal.compact(pending | held | self._settled.keys() | self._told.keys())
+            self._compact_journal()
+
+    def _compact_journal(self) -> None:
+        pending = {pending.entry_id for pending in self._pending} | {id_ for id_, _ in self._after_flush}
+        held = {id_ for _, id_ in self._held}
+        self._journal.compact(pending | held | self._settled.keys() | self._told.keys())
+
+    def _renew_journal(self) -> None:
+        """Something is here of which a process before this one has settled a part, or all. What it wrote is written
+        anew, once, before anything is done on the strength of it: if a failed sync ended that process, the next sync
+        would not write the same pages again."""
+        self._is_renewed = True
+        self._compact_journal()
 
     def sync_journal(self) -> None:
         self._journal.sync()
@@ -470,23 +481,3 @@ def take(layout: Layout, vmta: str) -> int | None:
     path = f"{layout.queue}/{vmta}"
     os.makedirs(path, exist_ok=True)
     return disk.lock_folder(path)
-
-
-def _read(path: str, size: int) -> bytes:
-    """A queue file; nothing, or something of another size, if it is not of the size its name promises."""
-    descriptor = os.open(path, disk.GUARDED)
-    try:
-        if size <= SMALL:
-            return os.read(descriptor, size + 1)  # one byte more would show that it is too long
-        status = os.fstat(descriptor)
-        if status.st_size != size or not disk.is_regular(status):
-            return b""  # of no use, and the size in a damaged name may be more than there is memory
-        data = os.read(descriptor, size)
-        while 0 < len(data) < size:
-            more = os.read(descriptor, size - len(data))
-            if not more:
-                break
-            data += more
-    finally:
-        os.close(descriptor)
-    return data

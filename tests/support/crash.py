@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import setproctitle
 
 from spoolmta import control, delivery, disk, journal, state, supervisor
-from spoolmta.errors import UnavailableError
+from spoolmta.errors import SpoolError, UnavailableError
 from spoolmta.ledger import Ledger
 from spoolmta.spool import audit
 from spoolmta.spool.layout import Layout
@@ -186,7 +186,25 @@ def _fall_asleep_slowly() -> None:
     state.save = dawdle
 
 
+def _fail_a_sync() -> None:
+    """The sync of the delivery process that finds the file `TRIGGER.sync` fails, once. If that process syncs again,
+    which the kernel would answer with success, it leaves `TRIGGER.again`."""
+    sync, failed, trigger = disk.Committer.sync, [], sys.argv[2]
+
+    def fail(self: disk.Committer) -> int:
+        if os.getpid() in failed:
+            open(f"{trigger}.again", "w").close()
+        if setproctitle.getproctitle().startswith("spoolmta: deliver") and os.path.exists(f"{trigger}.sync"):
+            os.unlink(f"{trigger}.sync")
+            failed.append(os.getpid())
+            raise SpoolError("the disk failed to make the spool durable: Input/output error")
+        return sync(self)
+
+    disk.Committer.sync = fail  # type: ignore[method-assign]
+
+
 MUTATIONS = {
+    "fail-a-sync": _fail_a_sync,
     "no-sync": _no_sync,
     "remove-before-sync": _remove_before_sync,
     "settle-before-report": _settle_before_report,

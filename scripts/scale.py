@@ -110,7 +110,8 @@ class System:
         for folder in ("", "pickup", "queue", "tmp-drop"):
             (self.spool / folder).mkdir(mode=0o2770)
         blocks = [
-            f'host-name = "scale.test"\n[spool]\ndirectory = "{self.spool}"\nmin-free-space = "50M"',
+            'host-name = "scale.test"\nsleep-after = "1h"',
+            f'[spool]\ndirectory = "{self.spool}"\nmin-free-space = "50M"',
             '[source.pickup]\ndefault-virtual-mta = "v0"',
             *(f"[vmta.v{number}]" for number in range(vmtas)),
             f'[domain."*"]\nsmtp-hosts = ["[127.0.0.1]:{port}"]\nmax-smtp-out = {max_smtp_out}',
@@ -293,14 +294,14 @@ def active(stage: Stage) -> list[Row]:
     """Many VMTAs with mail at once; only those count that had some all the time, since the first may be done early."""
     system = System(stage.base, stage.port, stage.vmtas, max_smtp_out=2)
     for number in range(stage.vmtas):
-        system.filler.fill(f"v{number}", range(number % DOMAINS, number % DOMAINS + 1), 500)
+        system.filler.fill(f"v{number}", range(number % DOMAINS, number % DOMAINS + 1), 1000)
     with system:
         rows = system.rows()
         begun = system.wait_for(lambda: all(one["pid"] for one in system.vmtas()), "process for each")
         system.wait_for(lambda: all(is_at_work(one) for one in system.vmtas()), "connection for each")
         pids = [one["pid"] for one in system.vmtas()]
         before, done, since = {pid: cpu(pid) for pid in pids}, rows.poll()["delivered"], system.age
-        system.wait_for(lambda: system.age > since + max(2.0, stage.vmtas / 50), "time")
+        system.wait_for(lambda: system.age > since + max(2.0, stage.vmtas / 20), "time")
         had_mail = [one["pid"] for one in system.vmtas() if one["queued"] > 0]
         shares = sorted(cpu(pid) - before[pid] for pid in had_mail if pid in before)
         rate = (rows.poll()["delivered"] - done) / (system.age - since)

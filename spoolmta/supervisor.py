@@ -452,6 +452,7 @@ class Supervisor:
             "unconfigured_queues": self._orphaned,
             "pickup": {
                 "pid": intake[Cell.PID],
+                "ready": bool(intake[Cell.READY]),
                 "config_generation": intake[Cell.CONFIG_GENERATION],
                 "waiting": intake[Cell.QUEUED],
                 "messages": intake[Cell.MESSAGES],
@@ -468,10 +469,9 @@ class Supervisor:
         role = f"deliver/{name}"
         row = self._page.row(role)
         running = role in self._roles
-        asleep = "restarting" if role in self._health else "asleep"
         return {
             "name": name,
-            "state": "running" if running else asleep,
+            "state": "running" if running else "restarting" if role in self._health else "asleep",
             "pid": row[Cell.PID],
             "config_generation": row[Cell.CONFIG_GENERATION] if running else self._page.config_generation,
             "queued": row[Cell.QUEUED],

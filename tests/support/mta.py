@@ -196,9 +196,10 @@ class Mta:
         self.wait_for(lambda: self.answers() or self.process_ended())
 
     def answers(self) -> bool:
-        """Whether the system is there to be asked, as the command `status` asks it in a process of its own."""
+        """Whether the system is there to be asked, and takes files in: one that was dropped before may be written
+        in place, and has to be quiet for a while."""
         try:
-            return bool(self.status())
+            return bool(self.status()["pickup"]["ready"])
         except UnavailableError:
             return False
 

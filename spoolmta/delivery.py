@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import alert, condition, descriptors, process, reaction, record, state, verdict
+from spoolmta import alert, clock, condition, descriptors, process, rate, reaction, record, state, verdict
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
@@ -66,7 +66,7 @@ class Delivery:
         self._chance = random.Random()
         self._hints = HintReader(hints)
         self._partition = Partition(layout, vmta, lock)
-        self._rates = state.Rates(layout.rates(vmta), time.time())
+        self._rates = state.Rates(layout.rates(vmta), clock.now())
         self._commons = Commons(config, vmta, layout, self._chance.random)
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells, self._commons)
         self._passage = Passage(config, layout, self._scheduler, self._partition)
@@ -92,8 +92,6 @@ class Delivery:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
-        # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
-        self._wall = time.time() - time.monotonic()
         self._turn_requested = False
         self._requested_at = self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -116,7 +114,7 @@ class Delivery:
         return self._resolve(self._scheduler.site_of(domain), domain)
 
     def _now(self) -> float:
-        return time.monotonic() + self._wall
+        return clock.now()
 
     # The life of the process
 
@@ -361,7 +359,8 @@ class Delivery:
         try:
             for domain, name, due in self._partition.scan():
                 if not self._rerouting.takes(domain, name, now):
-                    self._scheduler.add(domain, name, due, now)
+                    pauses = self._policy(domain).retry_recipients_after
+                    self._scheduler.add(domain, name, rate.believed(due, pauses, now), now)
         except OSError as error:  # the rest is found later
             log.error("%s; looking again in a second", error)
             self._scan_wanted = True

@@ -4,6 +4,7 @@
 |---|---|
 | whole and ours alone | claimed by one rename |
 | whole, but of another owner, and may not be taken over | copied |
+| whole, but written before a sync that failed | copied |
 | a second hard link, empty, open for writing | given 60 seconds; then copied, refused, refused |
 | created in place by another owner, and not seen closed | given 60 seconds; then copied |
 | no message, for nobody, too large | to `bad/` with its reason |
@@ -303,6 +304,7 @@ class Pickup:
             if must_copy and self._config.copy == "never":
                 self._leave_alone(folder, name, f'{verdict}, and copy is "never"')
                 return False
+            must_copy = must_copy or self._is_suspect(status)
             data = _read_all(descriptor, status.st_size)
             try:
                 parsed = message.parse(data)
@@ -374,6 +376,11 @@ class Pickup:
         if disk.is_open_for_writing(descriptor):
             return self._put_off(folder, name, status, "is still open for writing after 60 seconds")
         return ""
+
+    def _is_suspect(self, status: os.stat_result) -> bool:
+        """Whether a failed sync may have lost the file's bytes, which are in memory only then: a copy writes them."""
+        written = min(status.st_mtime_ns, status.st_ctime_ns)
+        return written <= self._page.failed_sync and self._config.copy != "never"
 
     def _is_young(self, folder: Folder, name: str, status: os.stat_result) -> bool:
         """Whether a file that is not as it should be has time left; it is then put off for a second."""

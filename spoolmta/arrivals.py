@@ -149,7 +149,7 @@ class Folder:
         self.source = source
         self.path = source.pickup
         self.created: dict[str, bool] = {}
-        self.seen: dict[str, float] = {}
+        self.seen: dict[str, tuple[float, float]] = {}
         self.left: dict[str, tuple[int, ...]] = {}
         self.later: dict[str, float] = {}
         self.trouble = ""
@@ -242,9 +242,11 @@ class Folder:
     def put_off(self, name: str, until: float) -> None:
         self.later[name] = until
 
-    def waited(self, name: str, since: float, now: float) -> float:
+    def waited(self, name: str, changed: float, now: float) -> float:
         """Seconds for which a file has been unfit, counted from the last change to it that we know of."""
-        return now - max(self.seen.setdefault(name, now), since)
+        if self.seen.get(name, (None, 0.0))[0] != changed:
+            self.seen[name] = changed, now
+        return now - self.seen[name][1]
 
 
 def _place(path: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import alert, condition, descriptors, here, process, reaction, record, state, verdict, warming
+from spoolmta import alert, clock, condition, descriptors, here, process, reaction, record, state, verdict, warming
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
@@ -66,7 +66,7 @@ class Delivery:
         self._vmta: Vmta = config.vmtas[vmta]
         self._chance = random.Random()
         self._partition = Partition(layout, vmta, lock)
-        self._rates = state.Rates(layout.rates(vmta), time.time())
+        self._rates = state.Rates(layout.rates(vmta), clock.now())
         self._commons = Commons(config, vmta, layout, self._chance.random)
         self._scheduler = Scheduler(limits_of(self._vmta), self._chance.random, self._rates.cells, self._commons)
         self._passage = Passage(config, layout, self._scheduler, self._partition)
@@ -75,7 +75,7 @@ class Delivery:
         self._mailer = Mailer(config, vmta)
         self._lanes: dict[int, Lane] = {}
         self._loop = asyncio.get_running_loop()
-        self._inflow = Inflow(hints, self._partition, self._scheduler, self._rerouting, self._now)
+        self._inflow = Inflow(hints, self._partition, self._scheduler, self._rerouting, self._policy, self._now)
         owner = Owner(self._policy, self._site_of, self._inflow.add)
         self._ledger = Ledger(config, owner, layout.root, page, row, self._partition)
         process_ = Process(
@@ -95,8 +95,6 @@ class Delivery:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
-        # Wall time that does not jump: due times are wall time, but a clock set back must not stop the queue.
-        self._wall = time.time() - time.monotonic()
         self._turn_requested = False
         self._requested_at = self._lag = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +120,7 @@ class Delivery:
         return self._policy(domain).queue_to or self._scheduler.site_of(domain)
 
     def _now(self) -> float:
-        return time.monotonic() + self._wall
+        return clock.now()
 
     # The life of the process
 

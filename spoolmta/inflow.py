@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from spoolmta import rate
 from spoolmta.control import SCAN, HintReader
+from spoolmta.model import DomainPolicy
 from spoolmta.rerouting import Rerouting
 from spoolmta.schedule import Scheduler
 from spoolmta.spool.partition import Partition
@@ -13,15 +15,21 @@ from spoolmta.survey import Survey
 
 
 class Inflow:
-    """`hints` is the VMTA's FIFO, `now` the process's clock."""
+    """`hints` is the VMTA's FIFO; what holds for a domain's mail, and the process's clock."""
 
     def __init__(
-        self, hints: int, partition: Partition, scheduler: Scheduler, rerouting: Rerouting, now: Callable[[], float]
+        self,
+        hints: int,
+        partition: Partition,
+        scheduler: Scheduler,
+        rerouting: Rerouting,
+        policy: Callable[[str], DomainPolicy],
+        now: Callable[[], float],
     ) -> None:
         self._hints = HintReader(hints)
         self._partition, self._scheduler, self._rerouting = partition, scheduler, rerouting
-        self._now = now
-        self.survey = Survey(partition, self._take, now)
+        self._policy, self._now = policy, now
+        self.survey = Survey(partition, self._find, now)
 
     def __repr__(self) -> str:
         return f"Inflow({self._partition.vmta}, {self.survey})"
@@ -47,6 +55,11 @@ class Inflow:
         due = self._partition.add(domain, name)
         if due is not None:
             self._take(domain, name, due, self._now())
+
+    def _find(self, domain: str, name: str, due: float, now: float) -> None:
+        if due > now:
+            due = rate.believed(due, self._policy(domain).retry_recipients_after, now)
+        self._take(domain, name, due, now)
 
     def _take(self, domain: str, name: str, due: float, now: float) -> None:
         if not self._rerouting.takes(domain, name, now):

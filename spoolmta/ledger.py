@@ -68,7 +68,7 @@ class Ledger:
         self._committer = disk.Committer(root)
         self._root = root
         self._logged, self._queued = accounting.Clock(), accounting.Clock()
-        self._is_broken, self._failed_syncs = False, page.failed_syncs
+        self._is_broken, self._failed_sync = False, page.failed_sync
         self._shares_sync = self._lies_with_the_log()
         self._reporter.recover(self.log)
 
@@ -171,7 +171,7 @@ class Ledger:
         since = self._waiting_since
         if since is not None:
             # Of a failed sync the kernel tells each of us once: after anybody's, only our own proves anything.
-            is_trusted = self._shares_sync and self._page.failed_syncs == self._failed_syncs
+            is_trusted = self._shares_sync and self._page.failed_sync == self._failed_sync
             synced = self._page.synced if is_trusted else 0
             if synced <= since and time.monotonic_ns() - since > SYNC_AFTER_NS:
                 synced = self.sync()

@@ -4,6 +4,7 @@
 |---|---|
 | whole and ours alone | claimed by one rename |
 | whole, but of another owner, and may not be taken over | copied |
+| whole, but written before a sync that failed | copied |
 | a second hard link, empty, open for writing | given 60 seconds; then copied, refused, refused |
 | created in place by another owner, and not seen closed | given 60 seconds; then copied |
 | no message, for nobody, too large | to `bad/` with its reason |
@@ -20,7 +21,7 @@ import stat
 import time
 from collections.abc import Callable
 
-from spoolmta import accounting, disk, message, record, selection
+from spoolmta import accounting, clock, disk, message, record, selection
 from spoolmta.arrivals import QUIET, Doorbell, Folder
 from spoolmta.control import HintWriter
 from spoolmta.dealer import Dealer
@@ -115,7 +116,7 @@ class Pickup:
         self._bell.ignore()
 
     def _next_look(self) -> float:
-        now = time.time()
+        now = clock.now()
         times = [until for folder in self._folders for until in folder.later.values()]
         return max(0.01, min(times, default=now + SLOW_SCAN) - now)
 
@@ -186,7 +187,7 @@ class Pickup:
         worked = False
         waiting = 0
         for folder in self._folders:
-            names = folder.scan(time.time())
+            names = folder.scan(clock.now())
             waiting += len(names)
             self._row[Cell.QUEUED] = waiting
             for start in range(0, len(names), BATCH):
@@ -303,6 +304,7 @@ class Pickup:
             if must_copy and self._config.copy == "never":
                 self._leave_alone(folder, name, f'{verdict}, and copy is "never"')
                 return False
+            must_copy = must_copy or self._is_suspect(status)
             data = _read_all(descriptor, status.st_size)
             try:
                 parsed = message.parse(data)
@@ -354,36 +356,41 @@ class Pickup:
         True (refused). Its last change is its ctime: nobody can set that."""
         is_ours = status.st_uid == self._user
         if disk.is_open_for_writing(descriptor):
-            return self._put_off(folder, name, status, now, "is still open for writing after 60 seconds")
+            return self._put_off(folder, name, status, "is still open for writing after 60 seconds")
         if folder.is_in_place(name):
             if abs(now - status.st_ctime) < QUIET:
-                folder.put_off(name, status.st_ctime + QUIET)
+                folder.put_off(name, clock.now() + QUIET - (now - status.st_ctime))
                 return False
             # Who is not root is told of writers of his own files only.
             is_told = is_ours or self._user == 0 or folder.was_closed(name)
-            if not is_told and self._is_young(folder, name, status, now):
+            if not is_told and self._is_young(folder, name, status):
                 return False
         if status.st_size == 0:
-            return self._put_off(folder, name, status, now, "is empty")
+            return self._put_off(folder, name, status, "is empty")
         if status.st_nlink > 1:
-            return False if self._is_young(folder, name, status, now) else "it has a second name"
+            return False if self._is_young(folder, name, status) else "it has a second name"
         if is_ours:
             return ""
         if not self._own(descriptor):
             return "it belongs to another user"
         if disk.is_open_for_writing(descriptor):
-            return self._put_off(folder, name, status, now, "is still open for writing after 60 seconds")
+            return self._put_off(folder, name, status, "is still open for writing after 60 seconds")
         return ""
 
-    def _is_young(self, folder: Folder, name: str, status: os.stat_result, now: float) -> bool:
+    def _is_suspect(self, status: os.stat_result) -> bool:
+        """Whether a failed sync may have lost the file's bytes, which are in memory only then: a copy writes them."""
+        written = min(status.st_mtime_ns, status.st_ctime_ns)
+        return written <= self._page.failed_sync and self._config.copy != "never"
+
+    def _is_young(self, folder: Folder, name: str, status: os.stat_result) -> bool:
         """Whether a file that is not as it should be has time left; it is then put off for a second."""
-        if folder.waited(name, status.st_ctime, now) >= GRACE:
+        if folder.waited(name, status.st_ctime, clock.now()) >= GRACE:
             return False
-        folder.put_off(name, now + 1.0)
+        folder.put_off(name, clock.now() + 1.0)
         return True
 
-    def _put_off(self, folder: Folder, name: str, status: os.stat_result, now: float, trouble: str) -> bool:
-        if self._is_young(folder, name, status, now):
+    def _put_off(self, folder: Folder, name: str, status: os.stat_result, trouble: str) -> bool:
+        if self._is_young(folder, name, status):
             return False
         return self._refuse(f"{folder.path}/{name}", trouble)
 

@@ -8,6 +8,8 @@ from collections.abc import MutableSequence
 from spoolmta.model import Rate
 
 BUCKETS = 64
+LONGEST_ASKED = 3600.0
+"""Seconds; what servers ask us to wait is hardly ever more, and tried again too early is no harm."""
 _NEWEST, _NEXT, _SUM, _WIDTH, _RING = 0, 1, 2, 3, 4
 CELLS = _RING + BUCKETS + 1
 """How many numbers a limiter remembers: given as memory that outlives the process, the rate holds over its restarts."""
@@ -153,3 +155,9 @@ def next_due(schedule: tuple[float, ...], attempts: int, now: float, expires: fl
     """When a deferred recipient is tried again: after its pause, but not later than its expiry (it is given up
     then). Law: between now and expires."""
     return max(now, min(now + pick(schedule, attempts), expires))
+
+
+def believed(due: float, pauses: tuple[float, ...], now: float) -> float:
+    """The due time of an entry that is found in the queue: at once, if no pause is so long. It was written by another
+    clock then: the machine's has been set back since."""
+    return due if due <= now + max(LONGEST_ASKED, *pauses) else now

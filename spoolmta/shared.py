@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import mmap
+import time
 from collections.abc import Iterable
 
 
@@ -101,12 +102,13 @@ class Page:
         self._cells[_SYNC] = began
 
     @property
-    def failed_syncs(self) -> int:
-        """How many syncs have failed, as far as they were noted at different moments."""
+    def failed_sync(self) -> int:
+        """When the last sync of the spool failed (Unix nanoseconds); 0 if none has. What anybody wrote before may
+        not be on the disk, and no later sync will write it."""
         return int(self._cells[_FAILED])
 
     def note_failed_sync(self) -> None:
-        self._cells[_FAILED] += 1
+        self._cells[_FAILED] = time.time_ns()
 
     @property
     def log_generation(self) -> int:

@@ -25,6 +25,7 @@ import setproctitle
 from spoolmta import (
     __version__,
     accounting,
+    clock,
     config,
     control,
     delivery,
@@ -57,7 +58,7 @@ class Child:
 
     def __init__(self, role: str, pid: int, row: Row) -> None:
         self.role, self.pid, self.row = role, pid, row
-        self.started = time.time()
+        self.started = clock.now()
         self.messages = row[Cell.MESSAGES]
 
 
@@ -79,10 +80,10 @@ class Supervisor:
         self._fifo_vmtas: dict[int, str] = {}
         self._waiting: dict[int, Callable[[int], None]] = {}
         self._stopping = 0.0
-        self._started = time.time()
-        self._is_open = False
+        self._started = clock.now()
+        self._is_open = self._rotation_pending = False
         self._orphaned: list[str] = []
-        self._rotation = accounting.Rotation(configuration.acct_files, self._started)
+        self._rotation = accounting.Rotation(configuration.acct_files, time.time())
 
     def _take_lock(self) -> int:
         lock = disk.lock_process(self._layout.lock)
@@ -140,7 +141,7 @@ class Supervisor:
         return reader
 
     def _pause(self) -> float:
-        now = time.time()
+        now = clock.now()
         if not self._is_open:
             return 0.02
         times = [*self._wake_times.values(), *(h.restart_at for h in self._health.values() if h.restart_at > 0)]
@@ -170,10 +171,8 @@ class Supervisor:
                     log.error("reload: %s", problem)
         self._reap()
 
-    _rotation_pending = False
-
     def _tick(self) -> None:
-        now = time.time()
+        now = clock.now()
         if self._stopping:
             if now > self._stopping:
                 self._signal(signal.SIGKILL)
@@ -185,11 +184,10 @@ class Supervisor:
             if 0 < health.restart_at <= now and role not in self._roles:
                 self._health[role] = Health(health.deaths)
                 self._start(role)
-        if self._is_open:
-            for vmta in lifecycle.to_wake(self._wake_times, now):
-                self._wake(vmta)
+        for vmta in lifecycle.to_wake(self._wake_times, now) if self._is_open else ():
+            self._wake(vmta)
         self._remind()
-        self._rotate(self._rotation.due(now), now)
+        self._rotate()
 
     def _remind(self) -> None:
         """Tell those again who did not hear of a new configuration or log, because they were not listening yet."""
@@ -199,25 +197,27 @@ class Supervisor:
             if self._rotation_pending and child.row[Cell.LOG_GENERATION] < self._page.log_generation:
                 os.kill(child.pid, signal.SIGUSR1)
 
-    def _rotate(self, files: list[Any], now: float) -> None:
+    def _rotate(self, asked: list[Any] | None = None) -> None:
+        today = time.time()  # as the names of the files say it
+        files = self._rotation.due(today) if asked is None else asked
         if files:
-            self._rotation.begin(files, self._page, now)
+            self._rotation.begin(files, self._page, today)
             self._signal(signal.SIGUSR1)
-        generations = [child.row[Cell.LOG_GENERATION] for child in self._children.values()]
-        self._rotation_pending = not self._rotation.finish(generations, self._page)
+        heard = [child.row[Cell.LOG_GENERATION] for child in self._children.values()]
+        self._rotation_pending = not self._rotation.finish(heard, self._page)
 
     def _open_when_ready(self) -> None:
         """VMTAs are woken when the pickup process has carried on with what a dead one had claimed, so that what was
         settled before a power cut is not queued again behind their backs; or when it could not start."""
         child = self._roles.get(PICKUP)
-        if child is None or child.row[Cell.READY] or time.time() - self._started > 30.0:
+        if child is None or child.row[Cell.READY] or clock.now() - self._started > 30.0:
             self._is_open = True
             self._epoll.register(self._sleepers.fileno(), select.EPOLLIN)
 
     def stop(self) -> None:
         """Drain: no new sessions, those under way finish within 30 seconds."""
         if not self._stopping:
-            self._stopping = time.time() + STOP_WITHIN
+            self._stopping = clock.now() + STOP_WITHIN
             if self._is_open:
                 self._epoll.unregister(self._sleepers.fileno())  # who is woken by mail now would have to leave at once
             self._signal(signal.SIGTERM)
@@ -249,7 +249,7 @@ class Supervisor:
         self._wake_times.pop(vmta, None)
         if role in self._roles or vmta not in self._config.vmtas or self._stopping:
             return
-        if self._health.get(role, Health()).restart_at > time.time():
+        if self._health.get(role, Health()).restart_at > clock.now():
             self._unwatch_fifo(vmta)
             return
         row = self._page.row(role)
@@ -291,7 +291,7 @@ class Supervisor:
         child.row.clear_gauges()
         if self._stopping:
             return
-        now = time.time()
+        now = clock.now()
         clean = code == 0 and child.role != PICKUP
         worked = child.row[Cell.MESSAGES] > child.messages
         health = lifecycle.after_exit(self._health.get(child.role, Health()), clean=clean, worked=worked, now=now)
@@ -428,8 +428,7 @@ class Supervisor:
             self.stop()
             return {"pid": os.getpid()}
         if asked == "rotate":
-            now = time.time()
-            self._rotate(self._rotation.files, now)
+            self._rotate(self._rotation.files)
             return {"files": [file.path for file in self._rotation.files]}
         return {"error": f"unknown question {asked!r}"}
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 import zlib
 from collections.abc import Callable
 
 import msgspec
 
-from spoolmta import disk, entry, journal, message
+from spoolmta import clock, disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.journal import Journal
 from spoolmta.model import EntryName, Parsed, Struct
@@ -48,7 +47,7 @@ class Ids:
 
     def make(self) -> str:
         self._sequence += 1
-        seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+        seconds, rest = divmod(clock.now_ns(), 1_000_000_000)
         return entry.make_id(seconds, rest // 1000, self._pid, self._sequence, self._node)
 
 

@@ -8,6 +8,7 @@ work goes on. Needs root, for the mount.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -92,11 +93,14 @@ def test_after_a_failed_sync_files_are_written_anew_and_the_work_goes_on_by_itse
             os.sync()
             disk.fail_new_blocks()
             expected = {f"n{number}@one.test" for number in range(30)}
+            assert mta.process is not None
+            mta.process.send_signal(signal.SIGSTOP)  # nobody is started again before the disk is well
             for recipient in expected:
                 place(mta, pickup, recipient, body="x" * 50_000)
             mta.wait_for_log("pickup: the disk failed to make the spool durable")
             assert mta.count("r") == 1
             disk.mend()
+            mta.process.send_signal(signal.SIGCONT)
             mta.wait_for(lambda: len(mta.entries()) == 30 and mta.count("r") >= 31)
             kill_all(mta)
             disk.repair()

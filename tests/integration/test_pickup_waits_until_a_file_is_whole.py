@@ -58,12 +58,12 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         assert "Traceback" not in mta.log()
 
 
-def test_the_grace_counts_from_the_later_of_first_seen_and_last_change(tmp_path: Path) -> None:
+def test_the_grace_counts_from_when_the_last_change_was_first_seen(tmp_path: Path) -> None:
     folder = Folder(Source(name="pickup", pickup=str(tmp_path)))
     assert folder.waited("old.eml", 1000.0, 5000.0) == 0.0
     assert folder.waited("old.eml", 1000.0, 5059.0) == 59.0
-    assert folder.waited("old.eml", 5050.0, 5059.0) == 9.0
-    assert folder.waited("old.eml", 1000.0, 5000.0 + GRACE) == GRACE
+    assert folder.waited("old.eml", 5058.0, 5059.0) == 0.0
+    assert folder.waited("old.eml", 5058.0, 5059.0 + GRACE) == GRACE
     assert folder.waited("new.eml", 5000.0, 5060.0) == 0.0
 
 

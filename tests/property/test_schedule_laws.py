@@ -12,7 +12,7 @@ from spoolmta import action as schedule
 from spoolmta import concurrency, entry
 from spoolmta.action import VmtaLimits
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Rate
-from spoolmta.rate import RateLimiter, next_due
+from spoolmta.rate import RateLimiter, believed, next_due
 from tests.support.schedule_kit import scheduler
 
 START = 1_700_000_000.0
@@ -392,3 +392,16 @@ def test_a_retry_lies_between_now_and_the_expiry_and_later_for_more_attempts(
     due = next_due(pauses, attempts, now, expires)
     assert now <= due <= max(now, expires)
     assert due <= next_due(pauses, attempts + 1, now, expires)
+
+
+@given(
+    st.lists(st.floats(1, 1e6), min_size=1, max_size=5).map(tuple),
+    st.floats(0, 1e10),
+    st.floats(0, 1e10),
+)
+def test_a_due_time_that_a_pause_can_have_made_is_believed_and_any_other_is_now(
+    pauses: tuple[float, ...], due: float, now: float
+) -> None:
+    assert believed(due, pauses, now) in (due, now)
+    assert believed(due, pauses, now) <= now + max(3600.0, *pauses)
+    assert believed(now + max(pauses), pauses, now) == now + max(pauses)

@@ -17,7 +17,7 @@ import time
 
 from spoolmta import disk
 from spoolmta.errors import SpoolError
-from spoolmta.model import MORE_COLUMNS, AcctFile, Struct
+from spoolmta.model import MORE_COLUMNS, AcctFile
 from spoolmta.shared import Cell, Page, Row
 
 DELIVERY_COLUMNS = (
@@ -93,16 +93,19 @@ class Clock:
         return self._text
 
 
-class _Target(Struct):
+class _Target:
     """One open accounting file and how each record type fits its header: `own` is how many values go to the first
     columns as they are; where that is not all that is wanted, `places` says for each column which value it takes (or
     -1). Both in one look-up a row."""
 
-    path: str
-    file: disk.AppendFile
-    places: dict[str, tuple[int, list[int] | None]]
-    columns: list[str]
-    lines: list[str]
+    def __init__(
+        self, path: str, file: disk.AppendFile, places: dict[str, tuple[int, list[int] | None]], columns: list[str]
+    ) -> None:
+        self.path, self.file, self.places, self.columns = path, file, places, columns
+        self.lines: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"_Target({self.path}, {len(self.lines)} lines)"
 
 
 class Log:
@@ -144,7 +147,7 @@ class Log:
             is_plain = columns[: len(own)] == own == all_there[: len(own)]
             sources = [all_there.index(name) if name in own else -1 for name in columns]
             places[record] = len(own), None if is_plain else sources
-        return _Target(file.path, appended, places, columns, [])
+        return _Target(file.path, appended, places, columns)
 
     def _opened(self) -> None:
         self._wanted = frozenset(record for file in self._files for record in file.records)

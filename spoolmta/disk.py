@@ -23,7 +23,7 @@ import struct
 import time
 from collections.abc import Iterator
 
-from spoolmta.errors import SpoolError
+from spoolmta.errors import SpoolError, SyncFailed
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2 = _libc.renameat2
@@ -307,18 +307,14 @@ def write_new(path: str, data: bytes, mode: int = 0o640) -> None:
     """Write a file that must not exist yet; checks every write. Not synced: the group commit does that."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        written = os.write(descriptor, data)
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
     except OSError:
         os.close(descriptor)
         remove(path)
         raise
     os.close(descriptor)
-
-
-class SyncFailed(OSError):
-    """A file was written, but not made durable: whatever the errno says, it is no matter of room."""
 
 
 def replace(path: str, data: bytes, mode: int = 0o640) -> None:

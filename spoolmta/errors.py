@@ -51,3 +51,7 @@ class ConfigError(SpoolmtaError):
     def __init__(self, problems: list[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else problems
         super().__init__("\n".join(self.problems))
+
+
+class SyncFailed(OSError):
+    """A file was written, but not made durable: whatever the errno says, it is no matter of room."""

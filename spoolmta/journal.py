@@ -24,7 +24,7 @@ from collections.abc import Collection
 
 from spoolmta import disk
 from spoolmta.address import NotAnAddress, split
-from spoolmta.errors import SpoolError
+from spoolmta.errors import SpoolError, SyncFailed
 from spoolmta.model import Outcome
 
 ACCEPTED = "A"
@@ -162,7 +162,7 @@ class Journal:
             disk.replace(self.path, _compacted(read(self.path), living))
         except OSError as error:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
-            if not is_full or isinstance(error, disk.SyncFailed):
+            if not is_full or isinstance(error, SyncFailed):
                 raise SpoolError(f"cannot compact {self.path}: {error.strerror}") from error
         finally:
             if not self._file.is_at(self.path):

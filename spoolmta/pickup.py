@@ -443,9 +443,9 @@ def run(
 ) -> None:
     """The process. SIGTERM: finish the batch and leave; SIGHUP: the new configuration; SIGUSR1: the log was rotated."""
     pickup = Pickup(config, layout, page, row)
-    signal.signal(signal.SIGTERM, lambda *_: pickup.leave())
-    signal.signal(signal.SIGHUP, lambda *_: pickup.reconfigure(reload()))
-    signal.signal(signal.SIGUSR1, lambda *_: pickup.ring())
+    signal.signal(signal.SIGTERM, lambda _number, _frame: pickup.leave())
+    signal.signal(signal.SIGHUP, lambda _number, _frame: pickup.reconfigure(reload()))
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: pickup.ring())
     try:
         pickup.run(is_orphan)
     except SpoolError:

@@ -32,7 +32,7 @@ class RateLimiter:
 
     def __init__(self, rate: Rate, cells: Cells | None = None) -> None:
         self.rate = rate
-        self._cells = [0.0] * CELLS if cells is None else cells
+        self._cells: Cells = [0.0] * CELLS if cells is None else cells
         self._width = rate.period / BUCKETS
         self._ahead = min(1.0, rate.period / 20)
 

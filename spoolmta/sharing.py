@@ -56,7 +56,8 @@ class Partners(Protocol):
 class Alone:
     """A VMTA that shares no limit."""
 
-    has_rates = has_connections = False
+    has_rates = False
+    has_connections = False
 
     def open(self) -> tuple[float, str]:
         return 0.0, ""

@@ -144,7 +144,7 @@ def _read_change(key: str, written: object, limits: Mapping[str, Kind], field_of
     return Change(field_of(key), factor=float(factor), floor=floor)
 
 
-PATTERNS = Kind(_several(_read_pattern))
-STAGES = Kind(_several(_one_of(_STAGES)))
-ACTIONS = Kind(_several(_one_of(_ACTIONS)))
-TRIGGER = Kind(_read_trigger)
+PATTERNS: Kind = Kind(_several(_read_pattern))
+STAGES: Kind = Kind(_several(_one_of(_STAGES)))
+ACTIONS: Kind = Kind(_several(_one_of(_ACTIONS)))
+TRIGGER: Kind = Kind(_read_trigger)

@@ -108,7 +108,7 @@ def test_one_recipient_of_several_is_deleted_and_stays_so_over_kill_nine(world: 
             mta.wait_for(lambda: mta.vmta("news")["restarts"] == 1)
         if where == "stopped":
             mta.start()
-        mta.wait_for(lambda: len(do(mta, "retry", "late.test/news")) == 1)
+        mta.wait_for(lambda: len(do(mta, "retry", "late.test/news")) == 1 or mta.count("d") > 0)
         mta.wait_for(lambda: mta.count("d") == 2)
         assert sorted(address for one in world.received() for address in one["recipients"]) == [
             "once-451-a@late.test",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
-from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +16,9 @@ from spoolmta.transport import Connection
 
 CODES = [220, 250, 251, 252, 354, 351, 421, 450, 451, 452, 500, 503, 550, 554]
 BODY = b"Subject: law\r\n\r\n.hidden\r\n"
+LOOP = asyncio.new_event_loop()
+LOOP.close()
+NO_CONNECTION = Connection(LOOP, {}, lambda: None)
 STUFFED = dot_stuff(BODY)
 CHUNK = bdat(BODY)
 codes = st.sampled_from(CODES)
@@ -80,7 +83,7 @@ def test_in_all_its_transactions_together_a_message_gets_one_answer_for_each_rec
     people = [Recipient(f"r{number}@b.c", "b.c") for number in range(count)]
     capabilities = Capabilities("", dict.fromkeys(offered, ""), max_recipients=most)
     lane, settled, transactions = Lane(1), list[Recipient](), 0
-    lane.open(Opened(cast(Connection, None), Ends(), capabilities), DomainPolicy())
+    lane.open(Opened(NO_CONNECTION, Ends(), capabilities), DomainPolicy())
     lane.unsent = people
     while lane.unsent:
         lane.choose(data.draw(st.integers(1, 12)))

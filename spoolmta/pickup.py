@@ -35,8 +35,10 @@ from spoolmta.spool.layout import Layout
 
 log = logging.getLogger("spoolmta")
 
-BATCH = 512
-"""Files to one sync, where so many wait: the larger, the cheaper each (512 against 128: a quarter more a second)."""
+STEP = 128
+"""Files between two looks at the clock and the disk, and at least to one sync, where so many wait."""
+BATCH = 1024
+"""Files at most to one sync; what is claimed while the one before it goes on. The larger, the cheaper each."""
 BATCH_BYTES = 32 << 20
 GRACE = 60.0
 CALM_SCANS = 3
@@ -46,8 +48,22 @@ WAIT_FOR = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
 """No fault of the file: it is taken as soon as it can be."""
 
 
+class Batch:
+    """What one sync makes durable: the claims, and of those that are copies the originals and the notes of them."""
+
+    def __init__(self) -> None:
+        self.claimed: list[Claimed] = []
+        self.copied: list[tuple[Folder, str]] = []
+        self.notes: list[str] = []
+        self.size = 0
+
+    def __repr__(self) -> str:
+        return f"Batch({len(self.claimed)} messages, {self.size} bytes)"
+
+
 class Pickup:
-    """Scans, judges, takes. One batch at a time; between batches it looks at the clock, the disk, the configuration."""
+    """Scans, judges, takes. While one batch becomes durable the next is claimed and the one before it is put into the
+    queue; in between it looks at the clock, the disk, the configuration."""
 
     def __init__(self, config: Config, layout: Layout, page: Page, row: Row) -> None:
         self._config, self._layout, self._page, self._row = config, layout, page, row
@@ -63,6 +79,8 @@ class Pickup:
         self._new_config: Config | None = None
         self._is_full = False
         self._user = os.geteuid()
+        self._claims = Batch()
+        self._under_way: Batch | None = None
 
     # The life of the process
 
@@ -86,9 +104,10 @@ class Pickup:
             self._apply_config()
             self._reopen_log()
             if not self._has_room():
-                self._bell.wait(FULL_PAUSE)
+                if not self._settle():
+                    self._bell.wait(FULL_PAUSE)
                 continue
-            if self._work(is_orphan):
+            if self._work(is_orphan) or self._settle():
                 calm = 0
             elif calm < CALM_SCANS:
                 calm += 1
@@ -96,6 +115,7 @@ class Pickup:
             else:
                 self._rest()
                 calm = CALM_SCANS - 1
+        self._settle_all()
         self._bell.ignore()
         self._log.close()
         self._dealer.close()
@@ -169,7 +189,7 @@ class Pickup:
         for name in quarantined:
             log.error("recovery: a damaged file is in corrupt/%s", name)
         for path, claimed in found:
-            self._account([claimed], claimed.name.source or "pickup")
+            self._account([claimed])
             self._hints.send(claimed.name.vmta, self._enqueue(path, claimed))
         if self._leaving:
             return  # perhaps on a full disk: the next start carries on
@@ -190,23 +210,25 @@ class Pickup:
             names = folder.scan(clock.now())
             waiting += len(names)
             self._row[Cell.QUEUED] = waiting
-            for start in range(0, len(names), BATCH):
+            for start in range(0, len(names), STEP):
                 if self._leaving or is_orphan() or not self._has_room():
                     return worked
-                worked = self._take(folder, names[start : start + BATCH]) or worked
+                worked = self._take(folder, names[start : start + STEP]) or worked
+                if self._claims.copied:
+                    self._settle_all()  # or the next scan would find the originals again
+                elif not self._acceptor.is_syncing or len(self._claims.claimed) >= BATCH:
+                    self._commit()
                 self._hints.pay()
                 self._reopen_log()
         return worked
 
     def _take(self, folder: Folder, names: list[str]) -> bool:
-        """One batch: claims, journal, sync, rows, queue, hints. True if any file was dealt with."""
+        """Claim some files. True if any of them was dealt with."""
         now = time.time()
-        batch: list[Claimed] = []
-        copied: list[str] = []
-        size = dealt = 0
+        dealt = 0
         for name in names:
             try:
-                claimed = self._look_at(folder, name, now, copied)
+                claimed = self._look_at(folder, name, now)
             except OSError as error:
                 if error.errno in WAIT_FOR:
                     log.error("pickup: %s; trying again", error.strerror)
@@ -217,33 +239,65 @@ class Pickup:
                 continue
             dealt += claimed is not False
             if isinstance(claimed, Claimed):
-                batch.append(claimed)
-                size += claimed.name.size
-                if size > BATCH_BYTES:
-                    self._commit(folder, batch, copied)
-                    batch, copied, size = [], [], 0
-        if batch:
-            self._commit(folder, batch, copied)
+                self._claims.claimed.append(claimed)
+                self._claims.size += claimed.name.size
+                if self._claims.size > BATCH_BYTES:
+                    self._commit()
         return dealt > 0
 
-    def _commit(self, folder: Folder, batch: list[Claimed], copied: list[str]) -> None:
-        began = self._acceptor.commit(batch)
-        self._page.publish_sync(began)
-        for path in copied:
+    def _settle(self) -> bool:
+        """Bring what is claimed one step on, waiting where need be; False if there is nothing."""
+        if self._claims.claimed:
+            self._commit()
+        elif self._under_way is not None:
+            self._pass_on(self._finish())
+        else:
+            return False
+        return True
+
+    def _settle_all(self) -> None:
+        while self._settle():
+            pass
+
+    def _commit(self) -> None:
+        """Begin to make the claims durable, when those before them are, and meanwhile put those into the queue."""
+        if not self._claims.claimed:
+            return
+        before = self._finish()
+        batch, self._claims = self._claims, Batch()
+        batch.notes = self._acceptor.incoming.take_notes()
+        self._acceptor.begin(batch.claimed)
+        self._under_way = batch
+        self._pass_on(before)
+
+    def _finish(self) -> Batch | None:
+        """The batch that was under way, durable now."""
+        if self._under_way is None:
+            return None
+        self._page.publish_sync(self._acceptor.finish())
+        done, self._under_way = self._under_way, None
+        return done
+
+    def _pass_on(self, batch: Batch | None) -> None:
+        """Of what is durable: originals away, rows, queue, hints."""
+        if batch is None:
+            return
+        for folder, path in batch.copied:
             try:
                 disk.remove(path)
             except OSError as error:
                 why = f"it is taken, but cannot be removed: {error.strerror}"
                 self._leave_alone(folder, os.path.basename(path), why)
-        self._acceptor.incoming.forget_originals()
-        self._account(batch, folder.source.name)
+        for note in batch.notes:
+            disk.remove(note)
+        self._account(batch.claimed)
         hints: dict[str, list[str]] = {}
-        for claimed in batch:
+        for claimed in batch.claimed:
             path = f"{self._acceptor.incoming.path}/{claimed.file}"
             hints.setdefault(claimed.name.vmta, []).extend(self._enqueue(path, claimed))
         for vmta, lines in hints.items():
             self._hints.send(vmta, lines)
-        self._row.add(Cell.MESSAGES, len(batch))
+        self._row.add(Cell.MESSAGES, len(batch.claimed))
 
     def _enqueue(self, path: str, claimed: Claimed) -> list[str]:
         """Put a claimed message into the queue; on a full disk, as soon as there is room for the folders it needs."""
@@ -261,19 +315,20 @@ class Pickup:
                 return []  # the next start carries on
             self._bell.wait(FULL_PAUSE)
 
-    def _account(self, batch: list[Claimed], source_type: str) -> None:
+    def _account(self, batch: list[Claimed]) -> None:
         recipients = 0
         wanted = self._log.wants("r")
         now = self._clock.text(time.time())
         for claimed in batch:
             envelope, name = claimed.parsed.envelope, claimed.name
             job = envelope.job if name.job != "0" else ""
+            source = name.source or "pickup"
             vmta = name.pool or name.vmta  # as PowerMTA has it: what was asked for
             recipients += len(envelope.recipients)
             if wanted:
                 for recipient in envelope.recipients:
                     row = record.receipt_row(
-                        now, envelope.sender, recipient, source_type, vmta, job, envelope.envid, name.id
+                        now, envelope.sender, recipient, source, vmta, job, envelope.envid, name.id
                     )
                     self._log.write(row)
         self._row.add(Cell.ACCEPTED, recipients)
@@ -283,7 +338,7 @@ class Pickup:
             except SpoolError as error:
                 log.error("%s; the rows are kept", error)
 
-    def _look_at(self, folder: Folder, name: str, now: float, copied: list[str]) -> Claimed | bool:
+    def _look_at(self, folder: Folder, name: str, now: float) -> Claimed | bool:
         """Judge one file. Claimed if it was taken; True if it was dealt with otherwise, False if it stays for now."""
         path = f"{folder.path}/{name}"
         try:
@@ -318,7 +373,7 @@ class Pickup:
                 claimed = self._acceptor.incoming.describe(
                     data, parsed, dealt.vmta, folder.source.name, pool=dealt.pool, priority=choice.priority
                 )
-                is_taken = self._bring_in(folder, path, data, claimed, status, must_copy, copied)
+                is_taken = self._bring_in(folder, path, data, claimed, status, must_copy)
             finally:
                 if not is_taken:
                     self._dealer.take_back(dealt, now)
@@ -327,17 +382,9 @@ class Pickup:
             os.close(descriptor)
 
     def _bring_in(
-        self,
-        folder: Folder,
-        path: str,
-        data: bytes,
-        claimed: Claimed,
-        status: os.stat_result,
-        must_copy: bool,
-        copied: list[str],
+        self, folder: Folder, path: str, data: bytes, claimed: Claimed, status: os.stat_result, must_copy: bool
     ) -> bool:
-        """Claim a file, or copy it where it cannot be claimed (then its path is put into `copied`). False if it is gone
-        or must stay."""
+        """Claim a file, or copy it where it cannot be claimed. False if it is gone or must stay."""
         try:
             if not must_copy:
                 return self._acceptor.incoming.claim(path, claimed)
@@ -348,7 +395,7 @@ class Pickup:
             self._leave_alone(folder, os.path.basename(path), "it could be copied, but not removed from its folder")
             return False
         self._acceptor.incoming.write(data, claimed, path, status)
-        copied.append(path)
+        self._claims.copied.append((folder, path))
         return True
 
     def _fitness(self, folder: Folder, name: str, descriptor: int, status: os.stat_result, now: float) -> bool | str:

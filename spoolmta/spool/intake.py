@@ -17,6 +17,7 @@ import errno
 import os
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
@@ -104,11 +105,10 @@ class Incoming:
         disk.write_new(temporary, data)
         disk.rename(temporary, f"{self.path}/{claimed.file}")
 
-    def forget_originals(self) -> None:
-        """The originals of all copies are gone."""
-        for note in self._notes:
-            disk.remove(note)
-        self._notes = []
+    def take_notes(self) -> list[str]:
+        """Paths of the notes of all copies since the last call: to be removed when the originals are."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def enqueue(self, claimed: Claimed) -> list[str]:
         """Move a durable claim into the queue. Returns the hints, `<domain>/new/<entry>`."""
@@ -352,8 +352,9 @@ def quarantine(layout: Layout, path: str, reason: str) -> str:
 
 
 class Acceptor:
-    """An intake process's way into the queue: a batch of claims becomes durable with one sync, is journalled, and is
-    put where the VMTAs find it. Owns the intake journal `<role>.0.log`."""
+    """An intake process's way into the queue: a batch of claims is journalled, becomes durable with one sync, and is
+    put where the VMTAs find it. The sync goes on beside the work of its caller, one at a time. Owns the intake journal
+    `<role>.0.log`."""
 
     def __init__(self, layout: Layout, role: str) -> None:
         self.layout = layout
@@ -361,12 +362,25 @@ class Acceptor:
         self.committer = disk.Committer(layout.root)
         self.journal = Journal(layout.journal(f"{role}.0"))
         self.incoming = Incoming(layout, role, self.ids)
+        self._syncer = ThreadPoolExecutor(1)
+        self._sync: Future[int] | None = None
 
-    def commit(self, batch: list[Claimed]) -> int:
-        """Journal the claims of a batch and make both durable. Returns when the sync began. Raises SpoolError: then
-        none of them is accepted."""
+    def begin(self, batch: list[Claimed]) -> None:
+        """Journal the claims of a batch and begin to make both durable."""
+        assert self._sync is None
         self.journal.append(journal_lines(batch))
-        return self.committer.sync()
+        self._sync = self._syncer.submit(self.committer.sync)
+
+    @property
+    def is_syncing(self) -> bool:
+        return self._sync is not None and not self._sync.done()
+
+    def finish(self) -> int:
+        """Wait until the batch that was begun is durable. Returns when its sync began. Raises SpoolError: then none of
+        them is accepted."""
+        assert self._sync is not None
+        sync, self._sync = self._sync, None
+        return sync.result()
 
     def tend_journal(self) -> None:
         """Compact the journal when it has grown long; between batches, when nothing is in the incoming folder."""
@@ -408,6 +422,7 @@ class Acceptor:
         return found, quarantined, locks
 
     def close(self) -> None:
+        self._syncer.shutdown()
         self.incoming.close()
         self.journal.close()
         self.committer.close()

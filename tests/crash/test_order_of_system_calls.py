@@ -139,11 +139,12 @@ class Trace:
         return [*self._intake(), *self._removals()]
 
     def _intake(self) -> Iterator[str]:
+        deliverers = {line.process for line in self.lines.values()}
+        own = [sync for sync in self.syncs if sync.process not in deliverers]  # the pickup process's thread for syncs
         for id_, claim in self.claims.items():
             accepted, first = self.accepted[id_], min(self.queued[id_], key=lambda call: call.began)
             if not claim.ended < accepted.began:
                 yield f"accepted before it was claimed: {id_}"
-            own = [sync for sync in self.syncs if sync.process == claim.process]
             if not any(accepted.ended < sync.began and sync.ended < first.began for sync in own):
                 yield f"in the queue before it was durable: {id_}"
         for (id_, address), receipt in self.receipts.items():

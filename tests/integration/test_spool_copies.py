@@ -27,7 +27,8 @@ def copy_and_die(path: Path, *, synced: bool) -> tuple[Path, Acceptor]:
     claimed = acceptor.incoming.describe(TEXT, message.parse(TEXT), "default", "pickup")
     acceptor.incoming.write(TEXT, claimed, str(original), original.stat())
     if synced:
-        acceptor.commit([claimed])
+        acceptor.begin([claimed])
+        acceptor.finish()
     abandon(acceptor)
     return original, Acceptor(layout, "pickup")
 

@@ -141,7 +141,8 @@ def test_domains_of_a_message_share_one_file_and_go_one_by_one(spool: Spool) -> 
 def test_an_entry_is_not_touched_while_its_incoming_name_exists(spool: Spool) -> None:
     acceptor = Acceptor(spool.layout, "pickup")
     claimed = spool.claim(acceptor, "u@a.test", "v@b.test")
-    acceptor.commit([claimed])
+    acceptor.begin([claimed])
+    acceptor.finish()
     path = Path(acceptor.incoming.path, claimed.file)
     os.link(path, spool.root / "held")
     acceptor.incoming.enqueue(claimed)

@@ -121,7 +121,8 @@ def test_a_living_process_keeps_its_folder(spool: Spool) -> None:
     living = Acceptor(spool.layout, "listener")
     claimed = spool.claim(living, "u@a.test")
     assert spool.recover() == (0, [])
-    living.commit([claimed])
+    living.begin([claimed])
+    living.finish()
     living.incoming.enqueue(claimed)
     living.close()
     spool.check_balance(1, queued=1)
@@ -152,7 +153,8 @@ def test_a_written_copy_is_whole_before_it_has_its_name(spool: Spool) -> None:
     acceptor.incoming.write(data, claimed)
     assert path.read_bytes() == data
     assert len(list(path.parent.iterdir())) == 1
-    acceptor.commit([claimed])
+    acceptor.begin([claimed])
+    acceptor.finish()
     acceptor.incoming.enqueue(claimed)
     assert acceptor.incoming.is_empty()
     acceptor.close()

@@ -14,7 +14,8 @@ COMPILED = """
     address bounce entry message selection verdict response record rate limits backlog waiting dealing site sources
     concurrency sharing metering assignment sessions sites schedule reaction
     smtp/wire smtp/transaction smtp/allowance
-    clock shared journal accounting control transport spool/partition spool/intake lane ledger inflow carrier pickup delivery
+    clock processor shared journal accounting control transport spool/partition spool/intake
+    lane ledger inflow carrier pickup delivery
 """.split()
 
 

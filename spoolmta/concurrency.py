@@ -8,13 +8,19 @@ site bears more than it did then, and each answer widens it by one (it doubles).
 With a receiver that takes 5 this settles at 5 and tries a 6th now and then; a plain cut by half would swing between 2
 and 6 (Postfix's SCHEDULER_README measures the same of coarse feedback).
 What is said of a recipient or a message is an answer like any other.
+
+How many of them are of use depends on how fast the site answers (`pace`). Opening a session takes a site as long as two
+messages do, so another one is opened only for mail that those at work would not have sent within WITHIN. A site that
+answers in 5 ms gets one session for each 20 messages that wait; one that takes longer than WITHIN, one for each
+message. A session that has been busy for longer than that is not counted on: behind one that hangs nobody waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
-from spoolmta.site import Site
+from spoolmta.site import Session, Site
 
 CALM = 1.0
 """Seconds, and up to a fifth more, in which a site that refused one more session gets no more than it has."""
@@ -22,6 +28,10 @@ ANSWERS = 50
 """Answers for which a window stays as it was cut: of so many attempts at most one is refused."""
 ENOUGH = 3
 """Sessions a site may have when our own processor is what holds us up: one sends while another waits."""
+
+
+WITHIN = 0.1
+"""Seconds in which the mail that waits should be gone."""
 
 
 def narrow(site: Site, number: int, newest: int, now: float, chance: Callable[[], float]) -> bool:
@@ -79,3 +89,20 @@ def room(site: Site, now: float, is_saturated: bool) -> tuple[int, str]:
         return 0, ""
     slowly = (2 if is_saturated else max(2, established)) - opening
     return min(limit - sessions, slowly), held if limit <= sessions else ""
+
+
+def note_pace(site: Site, seconds: float) -> None:
+    """How long a message took, while we were not late ourselves. What delays us makes it longer, never shorter: it is
+    believed at once when shorter."""
+    if seconds > 0:
+        site.pace = seconds if not site.pace or seconds < site.pace else site.pace + (seconds - site.pace) / 16
+
+
+def carries(site: Site) -> float:
+    """How many messages a session carries within WITHIN; one where that is not known, or takes longer."""
+    return max(1.0, WITHIN / site.pace) if site.pace else 1.0
+
+
+def useful(waiting: int, carries: float, sessions: Iterable[Session], now: float) -> int:
+    """How many sessions more are of use for so many messages, beside those that carry mail or are opening."""
+    return math.ceil(waiting / carries) - sum(session.opening or now - session.taken < WITHIN for session in sessions)

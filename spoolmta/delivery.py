@@ -32,6 +32,7 @@ from spoolmta.model import Answer, Config, DomainPolicy, Stage, Vmta
 from spoolmta.opener import Ends, Opened, Opener
 from spoolmta.passage import Passage
 from spoolmta.policy import PolicyTable
+from spoolmta.processor import Processor
 from spoolmta.reporter import Owner
 from spoolmta.rerouting import Rerouting
 from spoolmta.resolver import Route, Unroutable
@@ -50,9 +51,6 @@ log = logging.getLogger("spoolmta")
 RESCAN = 60.0
 SYNC_AFTER = 0.26
 """Seconds after which to look whether a removal still waits for somebody's sync (the ledger makes its own at 0.25)."""
-SATURATED = 0.005
-"""Seconds by which turns come late, on average, when the processor and not the receivers holds us up: more sessions
-would only cost more then (with 160 queues and 50 sessions each: 7 % of the CPU)."""
 DRAIN = 30.0
 QUIT_GRACE = 0.05
 """Seconds for the last QUITs to be answered (RFC 5321 section 4.1.1.10 asks a client to wait for the 221)."""
@@ -96,7 +94,7 @@ class Delivery:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
         self._turn_requested = False
-        self._requested_at = self._lag = 0.0
+        self._processor = Processor()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._active_at = self._now()
@@ -236,6 +234,7 @@ class Delivery:
         self._passage.close()
         self._commons.close()
         self._partition.close()
+        self._processor.close()
 
     def _keep_state(self) -> None:
         try:
@@ -301,13 +300,11 @@ class Delivery:
     def _request_turn(self) -> None:
         if not self._turn_requested:
             self._turn_requested = True
-            self._requested_at = time.monotonic()
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._turn_requested = False
-        self._lag += 0.1 * (time.monotonic() - self._requested_at - self._lag)
-        self._scheduler.set_saturated(self._lag > SATURATED)
+        self._scheduler.set_saturated(self._processor.look())
         if not self._write() and not self._is_leaving:
             return  # nothing more is sent while what was sent cannot be written down
         if not self._is_leaving and self._inflow.survey.work():

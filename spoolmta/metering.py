@@ -74,13 +74,13 @@ class Meter:
     def charge(self, session: Session, queue: Queue, count: int, name: str, now: float) -> None:
         """The message goes out on the session."""
         session.sent += 1
-        session.queue = queue
+        session.queue, session.taken = queue, now
         queue.active += 1
         if queue.own_limiter is not None:
             queue.own_limiter.take(now, count)
         if self.is_free(session.group.site):
             return
-        session.taken, session.size = now, entry.size(name)
+        session.size = entry.size(name)
         for limits in (session.group.site.limits, self.whole):
             if not limits.is_unlimited:
                 limits.take(RECIPIENTS, now, count, session.sources)

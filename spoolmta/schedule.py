@@ -207,6 +207,8 @@ class Scheduler:
         self._release(session, now, delivered)
         if answered:
             session.answered += 1
+            if not self._sessions.is_saturated:  # else it is our own pace
+                concurrency.note_pace(site, now - session.taken)
             self._on_answer(site, now, delivered)
         if not reusable:
             is_failure = session.answered == 0 and bool(session.group.queues)

@@ -44,7 +44,7 @@ class Sessions:
         allowed = site.limits.allowance(RECIPIENTS, now) - site.opening
         free = most if most or self.starved else self.free(now)
         for group in sorted(wanting, key=lambda group: len(group.sessions)):
-            wanted = int(min(room, allowed, group.demand(room + group.opening) - group.opening))
+            wanted = int(min(room, allowed, self._useful(group, room, now)))
             for _ in range(wanted):
                 if free < 1:
                     self._starve(site)
@@ -53,6 +53,17 @@ class Sessions:
                     return self.refused_until > now
                 room, allowed, free = room - 1, allowed - 1, free - 1
         return False
+
+    def _useful(self, group: Group, room: int, now: float) -> int:
+        """How many sessions more, up to `room`, would speed up the group's mail."""
+        carries = concurrency.carries(group.site)
+        if carries <= 1:
+            return group.demand(room + group.opening) - group.opening
+        waiting = group.demand(math.ceil((len(group.sessions) + room) * carries))
+        wanted = concurrency.useful(waiting, carries, map(self.all.__getitem__, group.sessions), now)
+        if wanted < room:
+            self._agenda.arm(now + concurrency.WITHIN, group.site)
+        return wanted
 
     def _begin(self, site: Site, group: Group, now: float, actions: list[Action]) -> bool:
         """Begin one session, unless the rate of connections or the source addresses forbid it."""

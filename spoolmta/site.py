@@ -240,7 +240,7 @@ class Site:
     trouble. `bears` is what that cut left, `floor` the least it could leave, `answers` how many messages were answered
     since. `hold` is what keeps mail from going out now: the directive, or what else it is. `is_crowded`: mail waits
     that no session here can carry. Until `calm_until` there are no more than `calm_sessions`, because of `calm`.
-    `tick_at`: when something in its condition ends.
+    `tick_at`: when something in its condition ends. `pace`: seconds a message takes (0: not known yet).
     """
 
     __slots__ = (
@@ -259,6 +259,7 @@ class Site:
         "key",
         "limits",
         "opened_at",
+        "pace",
         "policy",
         "sessions",
         "tick_at",
@@ -280,6 +281,7 @@ class Site:
         self.calm_until = 0.0
         self.calm_sessions = 0
         self.opened_at = 0.0
+        self.pace = 0.0
         self.hold = ""
         self.is_crowded = False
         self.tick_at = math.inf

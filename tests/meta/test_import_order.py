@@ -14,7 +14,7 @@ PURE = """errors model address pattern config derived here policy entry message 
     response trigger lint record notify dsn rate condition alert switch limits backlog waiting dealing warming site
     sources action agenda concurrency sharing metering assignment sessions sites schedule view reaction lifecycle
     sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance smtp.auth smtp.starttls routing""".split()
-INPUT_OUTPUT = """clock descriptors disk shared tally journal spool.layout common commons markers spool.intake
+INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.layout common commons markers spool.intake
     spool.partition spool.outbox spool.audit accounting resolver tls_channel tls sts_fetch sts_cache protection
     transport opener control mailhosts dealer""".split()
 PROCESSES = """process state arrivals survey lane reporter reminder mailer ledger clearance switchboard standin passage

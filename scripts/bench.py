@@ -104,7 +104,7 @@ def main() -> int:
     options = parse_arguments()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
-    for port in (options.sink_port, options.postfix_port):
+    for port in (options.sink_port, *(() if options.no_postfix else (options.postfix_port,))):
         refuse_listened_port(port)
     raise_descriptor_limit()
     rows = choose_rows(options)

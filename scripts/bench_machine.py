@@ -194,9 +194,9 @@ def make_certificate(path: Path) -> Path:
     """A certificate with its key in one file. A key on P-256 costs the sink a twentieth of one with RSA."""
     if not path.exists():
         command = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        names = ["-subj", "/CN=sink.test", "-keyout", path, "-out", path.with_suffix(".cert")]
+        names = ["-subj", "/CN=sink.test", "-keyout", str(path), "-out", f"{path}.cert"]
         run_quietly(find_program("openssl"), *command, *names)
-        path.write_text(path.read_text() + path.with_suffix(".cert").read_text())
+        path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
     return path
 
 

@@ -83,12 +83,13 @@ class Session:
             line, newline, rest = buffer.partition(b"\r\n")
             if not newline:
                 break
-            self._obey(line)
+            answer = self._obey(line)
+            self._replies.append(answer)
             # An empty message's dot follows its DATA directly.
-            buffer = newline + rest if self._in_data else rest
+            buffer = newline + rest if answer is GO else rest
         self._buffer = buffer
 
-    def _obey(self, line: bytes) -> None:
+    def _obey(self, line: bytes) -> bytes:
         verb = line[:4].upper()
         answer = OK
         if verb == b"RCPT":
@@ -110,7 +111,7 @@ class Session:
             answer = BYE
         elif verb != b"NOOP":
             answer = UNKNOWN
-        self._replies.append(answer)
+        return answer
 
     def _flush(self) -> None:
         if self._replies:

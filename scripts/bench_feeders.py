@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bench_machine import find_program, stop_process
-from bench_mail import SENDER, Mail
+from bench_mail import SENDER, Mail, domain_name
 from bench_measure import BenchError
 
 SESSIONS = 20
@@ -197,7 +197,7 @@ class SmtpSources:
             count = messages // SESSIONS + (number < messages % SESSIONS)
             if count:
                 command = [program, "-4", "-d", "-s", "1", "-m", str(count), "-l", str(size)]
-                command += ["-f", SENDER, "-t", f"user@d{number:02}.bench.test", f"127.0.0.1:{port}"]
+                command += ["-f", SENDER, "-t", f"user@{domain_name(number)}", f"127.0.0.1:{port}"]
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
                 self._running[process.pid] = process
 

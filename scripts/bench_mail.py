@@ -43,8 +43,19 @@ class Work:
         return max(self.vmtas, min(self.kinds, WARM_UP))
 
     @property
+    def hosts(self) -> dict[str, str]:
+        """The mail host of each domain of a mix: all are the sink, but no two have the same address, as if they were as
+        many receivers. Domains of other works share one host."""
+        numbers = range(self.domains) if self.mixed else ()
+        return {domain_name(number): f"127.1.{number // 250}.{1 + number % 250}" for number in numbers}
+
+    @property
     def needs_own_sink(self) -> bool:
         return self.tls or self.mixed
+
+
+def domain_name(number: int) -> str:
+    return f"d{number:02}.bench.test"
 
 
 class Mail:
@@ -74,8 +85,8 @@ class Mail:
 
     def recipients(self, kind: int) -> list[str]:
         if self.work.recipients > 1:
-            return [f"user{each}@d{each % self.work.domains:02}.bench.test" for each in range(self.work.recipients)]
-        return [f"{self._users[kind]}{kind}@d{self.place(kind)[1]:02}.bench.test"]
+            return [f"user{each}@{domain_name(each % self.work.domains)}" for each in range(self.work.recipients)]
+        return [f"{self._users[kind]}{kind}@{domain_name(self.place(kind)[1])}"]
 
     def count(self, user: str, begin: int, end: int) -> int:
         """How many of the messages from `begin` to before `end` have this fate."""

@@ -96,6 +96,10 @@ class Postfix:
     def _configure(self, work: Work, more: str = "") -> None:
         text = MAIN_CF.format(base=self.base, sink_port=self.sink_port) + more
         text += (FOR_TLS if work.tls else "") + (FOR_A_MIX if work.mixed else "")
+        if work.hosts:
+            routes = [f"{domain} smtp:[{host}]:{self.sink_port}\n" for domain, host in work.hosts.items()]
+            (self.config / "transport").write_text("".join(routes))
+            text += f"transport_maps = texthash:{self.config}/transport\n"
         (self.config / "main.cf").write_text(text)
 
     def _start(self) -> None:

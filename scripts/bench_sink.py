@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A receiver that costs little, for what smtp-sink cannot do: STARTTLS, and answers by recipient (see `bench_mail`).
 
-    bench_sink.py PORT [CERTIFICATE]     # 127.0.0.1:PORT; with a PEM file (certificate and key) it offers STARTTLS
+    bench_sink.py PORT [CERTIFICATE]     # all of 127.0.0.0/8; with a PEM file (certificate and key) it offers STARTTLS
 
 One process, one epoll, no look at the content but for its end. OpenSSL reads the sockets itself, which is half the
 cost of TLS through asyncio. `later...` is answered 451 every other time it is tried, so there are exactly as many
@@ -144,7 +144,7 @@ class Sink:
         self._put_off: set[bytes] = set()
         self._sessions: dict[int, Session] = {}
         self._poll = select.epoll()
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=4096)
+        self._listener = socket.create_server(("", port), backlog=4096)
         self._listener.setblocking(False)
         self._poll.register(self._listener, select.EPOLLIN)
 
@@ -182,9 +182,12 @@ class Sink:
     def _accept(self) -> None:
         while True:
             try:
-                channel, _ = self._listener.accept()
+                channel, (peer, _) = self._listener.accept()
             except BlockingIOError:
                 return
+            if not peer.startswith("127."):
+                channel.close()
+                continue
             channel.setblocking(False)
             channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sessions[channel.fileno()] = Session(self, channel)

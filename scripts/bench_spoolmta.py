@@ -64,6 +64,8 @@ class Spoolmta:
             blocks.append("require-starttls = true")
         if work.mixed:  # rates that are counted, but stop nobody; what is put off is tried again at once
             blocks.append('max-msg-rate = "10000/m"\nmax-connect-rate = "10000/m"\nretry-recipients-after = "1s"')
+        for domain, host in work.hosts.items():
+            blocks.append(f'[domain."{domain}"]\nsmtp-hosts = ["[{host}]:{self.sink_port}"]')
         blocks.append(f'[[acct-file]]\npath = "{self.spool}/accounting/acct.csv"\nrecords = [{records}]')
         return "\n\n".join(blocks) + "\n"
 

@@ -18,7 +18,7 @@ from bench_backlog import Backlog
 from bench_machine import bench_directory, raise_descriptor_limit, refuse_listened_port
 from bench_measure import BenchError
 from bench_postfix import Postfix
-from bench_report import good_pairs, render_details, render_table
+from bench_report import good_pairs, render_details, render_doubt, render_table
 from bench_rounds import Bench, System
 from bench_rows import MISSED, OURS, POSTFIX, Row, make_rows
 from bench_spoolmta import Spoolmta
@@ -118,7 +118,12 @@ def main() -> int:
                 for sides in dict.fromkeys(row.sides for row in rows):
                     bench.compare(sides, options.pairs)
             finally:
-                print(render_details(bench.results), render_table(rows, bench.results), sep="\n\n", flush=True)
+                parts = (
+                    render_details(bench.results),
+                    render_doubt(bench.results),
+                    render_table(rows, bench.results),
+                )
+                print("\n\n".join(part for part in parts if part), flush=True)
                 if options.json is not None:
                     write_json(options.json, place, rows, bench)
     for failure in bench.failures:

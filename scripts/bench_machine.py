@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench_measure import BenchError, read_stat
 
-SINK_CONNECTIONS = 19_000
+SINK_CONNECTIONS = 4096
 SINK_BACKLOG = 1000
 MKFS = {
     # Everything is written now, so that no background thread initialises tables while we measure.

@@ -5,6 +5,9 @@ import statistics
 from bench_measure import Round, spread
 from bench_rows import Pair, Row, Side, Sides
 
+# What others use of a quiet machine: the kernel's own threads, and the bench itself.
+QUIET = 0.2
+
 
 def render_details(results: dict[Sides, list[Pair]]) -> str:
     """Rates, CPU by process and memory of each comparison; only rounds that count."""
@@ -62,6 +65,20 @@ def render_table(rows: list[Row], results: dict[Sides, list[Pair]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def render_doubt(results: dict[Sides, list[Pair]]) -> str:
+    """A warning when somebody else was at work on the machine."""
+    shares = [
+        result.other_share
+        for sides, pairs in results.items()
+        if sides[0].work.way != "beside"
+        for pair in pairs
+        for result in pair.values()
+    ]
+    if not shares or (share := statistics.median(shares)) < QUIET:
+        return ""
+    return f"Others used {share:.0%} of the machine in the median round: these rates say little."
 
 
 def render_row(row: Row, pairs: list[Pair]) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ interop: install ## Tests against Debian's postfix and swaks (skipped with a mes
 torture: install ## Long runs: crashes, and what delivery promises as a table
 	$(BIN)/python -m pytest -m torture -s tests
 
-bench: install compiled ## spoolmta and Postfix doing the same work (as root: on a filesystem of its own)
+bench: install compiled ## The speed table: spoolmta and Postfix doing the same work (as root: on a filesystem of its own)
 	$(BIN)/python scripts/bench.py --spoolmta $(COMPILED)/bin/spoolmta
 
 scale: install ## Memory, start and cost with a million messages and 10,000 VMTAs (a spool of 2 GB in /dev/shm)

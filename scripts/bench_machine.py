@@ -1,4 +1,4 @@
-"""What the benchmark borrows from the machine: a filesystem of its own, free ports, and smtp-sink.
+"""What the benchmark borrows from the machine: a filesystem of its own, free ports, and a receiver.
 
 Creating a file on an ext4 without a journal costs 30 to 600 microseconds, depending on how many were deleted in the
 last minute; with a journal it is a steady 28. So root measures on an ext4 with a journal on a loop device
@@ -34,7 +34,7 @@ def find_program(name: str) -> str:
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if path is None:
         raise BenchError(
-            f"{name} is not installed (Debian: postfix for smtp-sink and smtp-source, e2fsprogs, xfsprogs)"
+            f"{name} is not installed (Debian: postfix for smtp-sink and smtp-source, openssl, e2fsprogs, xfsprogs)"
         )
     return path
 
@@ -144,22 +144,16 @@ def wait_for_port(port: int, seconds: float = 15.0) -> None:
 
 
 class Sink:
-    """Postfix's smtp-sink on one port; its CPU is told apart and counted to neither system."""
+    """A receiver on one port; its CPU is told apart and counted to neither system."""
 
-    def __init__(self, port: int, log: Path) -> None:
+    def __init__(self, command: list[str], port: int, log: Path) -> None:
         self.port = port
+        self.name = Path(command[0]).name
         refuse_listened_port(port)
-        command = [find_program("smtp-sink"), "-m", str(SINK_CONNECTIONS)]
-        if os.geteuid() == 0:
-            command += ["-u", "nobody"]
         raise_descriptor_limit()
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command, f"inet:127.0.0.1:{port}", str(SINK_BACKLOG)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         try:
             wait_for_port(port)
@@ -167,19 +161,43 @@ class Sink:
             self.close()
             raise
         if self.process.poll() is not None:
-            raise BenchError(f"smtp-sink left with status {self.process.returncode}; see {log}")
+            raise BenchError(f"{self.name} left with status {self.process.returncode}; see {log}")
 
     def __repr__(self) -> str:
-        return f"Sink(port={self.port}, pid={self.process.pid})"
+        return f"Sink({self.name}, port={self.port}, pid={self.process.pid})"
 
     def cpu_us(self) -> int:
         stat = read_stat(self.process.pid)
         if stat is None or self.process.poll() is not None:
-            raise BenchError("smtp-sink died during a round")
+            raise BenchError("the sink died during a round")
         return stat.own_us
 
     def close(self) -> None:
         stop_process(self.process, 5.0)
+
+
+def smtp_sink(port: int, log: Path) -> Sink:
+    """Postfix's."""
+    command = [find_program("smtp-sink"), "-m", str(SINK_CONNECTIONS)]
+    if os.geteuid() == 0:
+        command += ["-u", "nobody"]
+    return Sink([*command, f"inet:127.0.0.1:{port}", str(SINK_BACKLOG)], port, log)
+
+
+def own_sink(port: int, log: Path, certificate: Path | None = None) -> Sink:
+    """`bench_sink`, which does STARTTLS and answers by recipient."""
+    program = Path(__file__).with_name("bench_sink.py")
+    return Sink([sys.executable, str(program), str(port), *([str(certificate)] if certificate else [])], port, log)
+
+
+def make_certificate(path: Path) -> Path:
+    """A certificate with its key in one file. A key on P-256 costs the sink a twentieth of one with RSA."""
+    if not path.exists():
+        command = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        names = ["-subj", "/CN=sink.test", "-keyout", str(path), "-out", f"{path}.cert"]
+        run_quietly(find_program("openssl"), *command, *names)
+        path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
+    return path
 
 
 def stop_process(process: subprocess.Popen[bytes], patience: float) -> bool:

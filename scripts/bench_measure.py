@@ -23,25 +23,12 @@ POLL_SECONDS = 0.05
 SAMPLE_SECONDS = 0.2
 MEMORY_SECONDS = 0.5
 STALL_SECONDS = 30.0
-DOMAINS = 20
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 class BenchError(Exception):
     """The benchmark cannot go on; the text says why in one sentence."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """One line of the table: `fed` or `full`, the payload in bytes, and over how many VMTAs."""
-
-    size: int
-    way: str
-    vmtas: int
-
-    def __str__(self) -> str:
-        return f"{self.size} B, {self.way}, {self.vmtas} VMTA{'s' if self.vmtas > 1 else ''}"
 
 
 @dataclass
@@ -61,7 +48,13 @@ class Round:
     halves: tuple[float, float]
     idle_share: float
     other_share: float
+    sink_share: float
     problems: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_cpu(cls, system: str, messages: int, seconds: float, cpu_us: float) -> "Round":
+        """A round of which only the CPU time a message is known."""
+        return cls(system, messages, seconds, messages / seconds, {}, cpu_us, 0, 0, 0, "", (0, 0), 0, 0, 0)
 
 
 class RowCounter:
@@ -240,6 +233,7 @@ class Timeline:
     last_at: float = 0.0
     last_count: int = 0
     failed: int = 0
+    deferred: int = 0
     stalled: bool = False
     halves: tuple[float, float] = (0.0, 0.0)
 
@@ -254,7 +248,8 @@ def watch(
 ) -> Timeline:
     """Follow the log until all is delivered; `turn(delivered)` says how many there are, or None while more come.
 
-    `rows` counts at least "delivered" and "bounced". A round in which nothing moves for `stall` seconds ends there.
+    A message that bounces is one delivery too: that of the report to its sender. `rows` counts "delivered", "bounced"
+    and "deferred". A round in which nothing moves for `stall` seconds ends there.
     """
     line = Timeline()
     history: list[tuple[float, int]] = []
@@ -263,22 +258,23 @@ def watch(
     while True:
         counts = rows.poll()
         now = time.monotonic()
-        settled = counts["delivered"] + counts["bounced"]
-        if settled > line.last_count + line.failed:
+        line.failed, line.deferred = counts["bounced"], counts["deferred"]
+        if counts["delivered"] > line.last_count:
             line.last_at = moved_at = now
-            line.last_count, line.failed = counts["delivered"], counts["bounced"]
-            history.append((now, settled))
+            line.last_count = counts["delivered"]
+            history.append((now, line.last_count))
             if line.first_at == 0.0:
                 line.first_at, line.first_count = now, line.last_count
         expected = turn(line.last_count)
-        if expected is not None and settled >= expected:
+        if expected is not None and line.last_count >= expected:
             break
         if now - moved_at > stall:
             line.stalled = True
             break
         if now >= next_sample:
             tree.sample()
-            next_sample = now + SAMPLE_SECONDS
+            # With a thousand processes a look takes a while: it gets a twentieth of one processor at most.
+            next_sample = now + max(SAMPLE_SECONDS, 20 * (time.monotonic() - now))
         time.sleep(max(0.0, now + POLL_SECONDS - time.monotonic()))
     tree.sample()
     line.halves = half_rates(history)

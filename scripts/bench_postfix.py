@@ -1,8 +1,7 @@
-"""Postfix's half of the benchmark: a private instance, fed by twenty smtp-source processes.
+"""Postfix's half of the benchmark: a private instance that relays everything to the sink.
 
 The instance has its own configuration, queue, data directory and log, and leaves those of the machine alone.
 It runs with default durability, its log on, connection caching as shipped and a concurrency of 50 towards the sink.
-smtp-source sends to one recipient only, so 20 domains are 20 processes with one session each, which they keep.
 """
 
 import os
@@ -12,8 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench_machine import find_program, refuse_listened_port, run_quietly, stop_process, wait_for_port
-from bench_measure import DOMAINS, BenchError, ProcessStat, ProcessTree, RowCounter, Work, read_stat
+from bench_feeders import SESSIONS, SmtpSources, Source
+from bench_machine import find_program, refuse_listened_port, run_quietly, wait_for_port
+from bench_mail import Mail, Work
+from bench_measure import BenchError, ProcessStat, ProcessTree, RowCounter, read_stat
 
 QUEUES = ("maildrop", "incoming", "active", "deferred", "hold")
 MARKERS = {"delivered": b" status=sent ", "bounced": b" status=bounced ", "deferred": b" status=deferred "}
@@ -37,6 +38,10 @@ relayhost = [127.0.0.1]:{sink_port}
 default_destination_concurrency_limit = 50
 message_size_limit = 10240000
 """
+FOR_TLS = "smtp_tls_security_level = encrypt\n"
+# What is put off is tried again at once, or rounds would end with a wait for it.
+FOR_A_MIX = "minimal_backoff_time = 1s\nmaximal_backoff_time = 1s\nqueue_run_delay = 1s\n"
+DEFERRING = "defer_transports = smtp\n"
 
 MASTER_CF = """\
 127.0.0.1:{port} inet n - n - - smtpd
@@ -64,45 +69,6 @@ postlog   unix-dgram n  -       n       -       1       postlogd
 """
 
 
-class Sources:
-    """Twenty smtp-source processes that together send `messages`; done when all have left."""
-
-    def __init__(self, port: int, size: int, messages: int) -> None:
-        program = find_program("smtp-source")
-        self.total = messages
-        self.cpu_us = 0.0
-        self.problems: list[str] = []
-        self.begun_at = time.monotonic()
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        for number in range(DOMAINS):
-            count = messages // DOMAINS + (number < messages % DOMAINS)
-            if count:
-                command = [program, "-4", "-d", "-s", "1", "-m", str(count), "-l", str(size)]
-                command += ["-f", "sender@bench.test", "-t", f"user@d{number:02}.bench.test", f"127.0.0.1:{port}"]
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-                self._running[process.pid] = process
-
-    def __repr__(self) -> str:
-        return f"Sources({self.total} messages, {len(self._running)} running)"
-
-    def turn(self, _delivered: int) -> int | None:
-        """Collect those that have left, with their CPU; the number of messages once none is left."""
-        for pid, process in list(self._running.items()):
-            left, status, usage = os.wait4(pid, os.WNOHANG)
-            if left == pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                self.cpu_us += (usage.ru_utime + usage.ru_stime) * 1e6
-                if process.returncode != 0:
-                    self.problems.append(f"an smtp-source left with status {process.returncode}")
-                del self._running[pid]
-        return None if self._running else self.total
-
-    def stop(self) -> None:
-        for process in self._running.values():
-            stop_process(process, 2.0)
-        self._running.clear()
-
-
 class Postfix:
     """A private Postfix below `base`, on 127.0.0.1:`port`, that relays everything to the sink."""
 
@@ -116,20 +82,25 @@ class Postfix:
         self.config, self.queue, self.log = base / "etc", base / "queue", base / "log" / "mail.log"
         self.problems: list[str] = []
         self._program = find_program("postfix")
+        self._work = Work("none yet")
         self._started = False
-        self._fed: Sources | None = None
+        self._fed: Source | SmtpSources | None = None
         for directory in (base, self.config, self.queue, base / "data", base / "log"):
             directory.mkdir(mode=0o755)
         shutil.chown(base / "data", run_quietly(find_program("postconf"), "-d", "-h", "mail_owner").strip())
         (self.config / "master.cf").write_text(MASTER_CF.format(port=port))
-        self._configure(deferring=False)
 
     def __repr__(self) -> str:
         return f"Postfix({self.base}, port={self.port}, started={self._started})"
 
-    def _configure(self, deferring: bool) -> None:
-        text = MAIN_CF.format(base=self.base, sink_port=self.sink_port)
-        (self.config / "main.cf").write_text(text + ("defer_transports = smtp\n" if deferring else ""))
+    def _configure(self, work: Work, more: str = "") -> None:
+        text = MAIN_CF.format(base=self.base, sink_port=self.sink_port) + more
+        text += (FOR_TLS if work.tls else "") + (FOR_A_MIX if work.mixed else "")
+        if work.hosts:
+            routes = [f"{domain} smtp:[{host}]:{self.sink_port}\n" for domain, host in work.hosts.items()]
+            (self.config / "transport").write_text("".join(routes))
+            text += f"transport_maps = texthash:{self.config}/transport\n"
+        (self.config / "main.cf").write_text(text)
 
     def _start(self) -> None:
         refuse_listened_port(self.port)
@@ -138,19 +109,22 @@ class Postfix:
         wait_for_port(self.port)
 
     def open_fed(self, work: Work) -> None:
-        """Start it and send one message to each domain, so that the round finds its processes warm."""
-        self._configure(deferring=False)
+        """Start it and send one message in each session, so that the round finds its processes warm."""
+        self._configure(work)
         self._start()
-        rows = RowCounter(self.log, MARKERS)
-        self._submit(rows, "delivered", work.size, DOMAINS)
+        self._submit(RowCounter(self.log, MARKERS), "delivered", work.size, SESSIONS)
 
-    def feed(self, work: Work, messages: int, _seconds: float) -> Sources:
-        self._fed = Sources(self.port, work.size, messages)
+    def feed(self, work: Work, messages: int, _seconds: float) -> Source | SmtpSources:
+        if work.recipients == 1 and not work.mixed:
+            self._fed = SmtpSources(self.port, work.size, messages)
+        else:
+            self._fed = Source(self.port, Mail(work), -(-messages // work.recipients))
         return self._fed
 
     def open_full(self, work: Work, messages: int) -> None:
         """Fill the deferred queue: the transport is deferred, each message is tried once and put there."""
-        self._configure(deferring=True)
+        self._work = work
+        self._configure(work, DEFERRING)
         self._start()
         self._submit(RowCounter(self.log, MARKERS), "deferred", work.size, messages)
         self._wait_for_queue(lambda counts: counts["deferred"] == messages and sum(counts.values()) == messages)
@@ -158,7 +132,7 @@ class Postfix:
 
     def release(self) -> None:
         """Let the transport go, and have the queue manager take all deferred mail regardless of its due time."""
-        self._configure(deferring=False)
+        self._configure(self._work)
         run_quietly(self._program, "-c", self.config, "reload")
         # Before it reads its new configuration a flush would only defer everything once more.
         time.sleep(1.0)
@@ -170,7 +144,7 @@ class Postfix:
     def tree(self, from_start: bool = False) -> ProcessTree:
         return ProcessTree(self._master(), role_of, from_start)
 
-    def close_round(self, _expected: int) -> list[str]:
+    def close_round(self, _work: Work, _sent: int) -> list[str]:
         """Stop it; what is wrong with the round. The caller compares deliveries with what was sent."""
         problems: list[str] = []
         try:
@@ -185,9 +159,6 @@ class Postfix:
         if problems:
             run_quietly(find_program("postsuper"), "-c", self.config, "-d", "ALL")
         return problems
-
-    def warm_up_messages(self, _work: Work) -> int:
-        return 0  # the round's own count begins behind them in the log
 
     def stop(self) -> None:
         if not self._started:
@@ -206,7 +177,7 @@ class Postfix:
         self._started = False
 
     def _submit(self, rows: RowCounter, outcome: str, size: int, messages: int) -> None:
-        sources = Sources(self.port, size, messages)
+        sources = SmtpSources(self.port, size, messages)
         try:
             moved_at, seen = time.monotonic(), 0
             while sources.turn(0) is None or rows.poll()[outcome] < messages:

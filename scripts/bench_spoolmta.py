@@ -1,125 +1,21 @@
-"""spoolmta's half of the benchmark: a fresh spool for each round, fed by a process that drops files.
-
-The dropper is one process of its own, whose CPU is told apart: it writes each message to `tmp-drop/` and renames
-it into `pickup/`, as fast as it can, over all VMTAs and domains in turn. It waits while too many of its
-messages are not delivered, because a round that only piles up mail would not end.
-"""
+"""spoolmta's half of the benchmark: a fresh spool for each round."""
 
 import json
-import mmap
-import multiprocessing
-import multiprocessing.process
 import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
 
+from bench_feeders import Dropper, drop_kinds
 from bench_machine import raise_descriptor_limit, stop_process
-from bench_measure import DOMAINS, BenchError, ProcessStat, ProcessTree, RowCounter, Work
+from bench_mail import Mail, Work
+from bench_measure import BenchError, ProcessStat, ProcessTree, RowCounter
 
 MARKERS = {"delivered": b"\nd,", "bounced": b"\nb,", "deferred": b"\nt,"}
-DROPPED_AT_MOST = 20_000
-DROP_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 START_SECONDS = 30.0
+START_SECONDS_A_VMTA = 0.3
 DRAIN_SECONDS = 60.0
-
-# The cells of the page that the dropper and the bench share.
-DELIVERED, DROPPED, FIRST_NS, STOP, CPU_NS = range(5)
-
-
-def build_messages(size: int, vmtas: int) -> list[bytes]:
-    """One message for each pair of VMTA and domain, with `size` bytes of body, as smtp-source's payload has."""
-    line = b"spoolmta bench " + b"x" * 56 + b"\n"
-    body = (line * (size // len(line) + 1))[: size - 1] + b"\n"
-    messages = []
-    for number in range(vmtas * DOMAINS):
-        vmta, domain = number % vmtas, number // vmtas
-        head = (
-            f"x-sender: sender@bench.test\n"
-            f"x-receiver: user{number}@d{domain:02}.bench.test\n"
-            f"x-virtual-mta: v{vmta}\n"
-            f"From: sender@bench.test\n"
-            f"To: user{number}@d{domain:02}.bench.test\n"
-            f"Date: Mon, 01 Jan 2024 00:00:00 +0000\n"
-            f"Message-Id: <{number}@bench.test>\n"
-            f"\n"
-        )
-        messages.append(head.encode() + body)
-    return messages
-
-
-def drop_one(spool: str, number: int, content: bytes) -> None:
-    temporary = f"{spool}/tmp-drop/{number:07}"
-    descriptor = os.open(temporary, DROP_FLAGS, 0o660)
-    os.write(descriptor, content)
-    os.close(descriptor)
-    os.rename(temporary, f"{spool}/pickup/{number:07}.eml")
-
-
-def drop_all(spool: Path, messages: list[bytes], begin: int, end: int) -> None:
-    for number in range(begin, end):
-        drop_one(str(spool), number, messages[number % len(messages)])
-
-
-def run_dropper(spool: str, messages: list[bytes], begin: int, seconds: float, page: memoryview) -> None:
-    """The dropper process: writes for `seconds`, tells how far it is in `page`, and leaves."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    number, kinds = begin, len(messages)
-    page[FIRST_NS] = time.monotonic_ns()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not page[STOP]:
-        if number - begin - page[DELIVERED] > DROPPED_AT_MOST:
-            time.sleep(0.005)
-            continue
-        for _ in range(50):
-            drop_one(spool, number, messages[number % kinds])
-            number += 1
-        page[DROPPED] = number - begin
-    page[CPU_NS] = time.process_time_ns()
-    os._exit(0)
-
-
-class Dropper:
-    """The dropper process as the bench sees it."""
-
-    def __init__(self, spool: Path, messages: list[bytes], begin: int, seconds: float) -> None:
-        self.problems: list[str] = []
-        self._page = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
-        context = multiprocessing.get_context("fork")
-        self._process: multiprocessing.process.BaseProcess = context.Process(
-            target=run_dropper, args=(str(spool), messages, begin, seconds, self._page), daemon=True
-        )
-        self._process.start()
-
-    def __repr__(self) -> str:
-        return f"Dropper(pid={self._process.pid}, dropped={self._page[DROPPED]}, delivered={self._page[DELIVERED]})"
-
-    @property
-    def begun_at(self) -> float:
-        return float(self._page[FIRST_NS] / 1e9)
-
-    @property
-    def cpu_us(self) -> float:
-        return float(self._page[CPU_NS] / 1e3)
-
-    def turn(self, delivered: int) -> int | None:
-        """Tell the dropper how much is delivered; the number of messages once it has left."""
-        self._page[DELIVERED] = delivered
-        if self._process.is_alive():
-            return None
-        if self._process.exitcode != 0 and not self.problems:
-            self.problems.append(f"the dropper left with status {self._process.exitcode}")
-        return int(self._page[DROPPED])
-
-    def stop(self) -> None:
-        self._page[STOP] = 1
-        self._process.join(2)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
 
 class Spoolmta:
@@ -146,22 +42,30 @@ class Spoolmta:
         shutil.rmtree(self.spool, ignore_errors=True)
         for name in ("", "tmp-drop", "pickup"):
             (self.spool / name).mkdir(mode=0o2770)
-        self.config.write_text(self._render(work.vmtas))
+        self.config.write_text(self._render(work))
 
-    def _render(self, vmtas: int) -> str:
+    def _render(self, work: Work) -> str:
         records = ", ".join(f'"{record}"' for record in self.records)
         blocks = [
-            'host-name = "bench.test"',
+            'host-name = "bench.test"\nsleep-after = "10m"',
             f'[spool]\ndirectory = "{self.spool}"\nmin-free-space = "50M"',
             '[source.pickup]\ndefault-virtual-mta = "v0"',
         ]
-        for number in range(vmtas):
-            address = f"127.0.0.{11 + number} v{number}.bench.test"
+        for number in range(work.vmtas):
+            address = f"127.0.{1 + number // 250}.{1 + number % 250} v{number}.bench.test"
             blocks.append(f'[vmta.v{number}]\nsmtp-source-host = ["{address}"]')
+            if work.mixed:
+                blocks.append('max-smtp-msg-rate = "100000/m"')
         blocks.append(
             f'[domain."*"]\nsmtp-hosts = ["[127.0.0.1]:{self.sink_port}"]\n'
             f'max-smtp-out = {self.max_smtp_out}\nconnection-idle-timeout = "5s"'
         )
+        if work.tls:
+            blocks.append("require-starttls = true")
+        if work.mixed:  # rates that are counted, but stop nobody; what is put off is tried again at once
+            blocks.append('max-msg-rate = "10000/m"\nmax-connect-rate = "10000/m"\nretry-recipients-after = "1s"')
+        for domain, host in work.hosts.items():
+            blocks.append(f'[domain."{domain}"]\nsmtp-hosts = ["[{host}]:{self.sink_port}"]')
         blocks.append(f'[[acct-file]]\npath = "{self.spool}/accounting/acct.csv"\nrecords = [{records}]')
         return "\n\n".join(blocks) + "\n"
 
@@ -177,31 +81,30 @@ class Spoolmta:
             )
 
     def open_fed(self, work: Work) -> None:
-        """Start it and drop one message for each VMTA and domain, so that the round finds its processes warm."""
+        """Start it and drop some messages for each VMTA, so that the round finds its processes warm."""
         self._make_spool(work)
         self._start()
-        messages = build_messages(work.size, work.vmtas)
-        drop_all(self.spool, messages, 0, len(messages))
+        drop_kinds(self.spool, Mail(work), range(work.warm_up))
         rows = RowCounter(self.spool / "accounting" / "acct.csv", MARKERS)
-        deadline = time.monotonic() + START_SECONDS
-        while rows.poll()["delivered"] < len(messages):
+        deadline = time.monotonic() + START_SECONDS + START_SECONDS_A_VMTA * work.vmtas
+        while rows.poll()["delivered"] < work.warm_up * work.recipients:
             if self._process is None or self._process.poll() is not None:
                 raise BenchError(f"spoolmta left while it started; it said: {self._last_words()}")
             if time.monotonic() > deadline:
-                raise BenchError(f"spoolmta delivered {rows.counts} in {START_SECONDS:.0f} s: {self._last_words()}")
+                raise BenchError(f"spoolmta's warm-up does not end with {rows.counts}: {self._last_words()}")
             time.sleep(0.1)
         rows.close()
         time.sleep(1.0)  # the last removals and syncs of the warm-up
 
     def feed(self, work: Work, _messages: int, seconds: float) -> Dropper:
-        messages = build_messages(work.size, work.vmtas)
-        self._fed = Dropper(self.spool, messages, len(messages), seconds)
+        self._fed = Dropper(self.spool, Mail(work), work.warm_up, work.messages, seconds)
         return self._fed
 
     def open_full(self, work: Work, messages: int) -> None:
         """Fill `pickup/` while nothing runs."""
         self._make_spool(work)
-        drop_all(self.spool, build_messages(work.size, work.vmtas), 0, messages)
+        mail = Mail(work)
+        drop_kinds(self.spool, mail, map(mail.kind, range(messages)))
         os.sync()
 
     def release(self) -> None:
@@ -215,8 +118,8 @@ class Spoolmta:
             raise BenchError("spoolmta is not running")
         return ProcessTree(self._process.pid, role_of, from_start)
 
-    def close_round(self, expected: int) -> list[str]:
-        """Stop it and audit its spool: balanced, nothing queued, `expected` delivered, nothing left in `pickup/`."""
+    def close_round(self, work: Work, sent: int) -> list[str]:
+        """Stop it and audit its spool: balanced, nothing queued, all that was sent delivered, nothing in `pickup/`."""
         problems: list[str] = []
         if self._fed is not None:
             self._fed.stop()
@@ -227,7 +130,7 @@ class Spoolmta:
         elif not stop_process(self._process, DRAIN_SECONDS):
             problems.append(f"spoolmta did not leave within {DRAIN_SECONDS:.0f} s of SIGTERM")
         self._process = None
-        problems += self._audit(expected)
+        problems += self._audit(sent + (work.warm_up * work.recipients if work.way == "fed" else 0))
         if left := [name for name in os.listdir(self.spool / "pickup") if name.endswith(".eml")]:
             problems.append(f"{len(left)} files are left in pickup/")
         if not problems:
@@ -251,9 +154,6 @@ class Spoolmta:
         if audit.get("delivered") != expected:
             return [f"{expected} messages were dropped, but the audit says {counts}"]
         return []
-
-    def warm_up_messages(self, work: Work) -> int:
-        return work.vmtas * DOMAINS if work.way == "fed" else 0
 
     def stop(self) -> None:
         if self._fed is not None:

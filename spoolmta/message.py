@@ -25,6 +25,8 @@ _EMPTY_LINE = re.compile(_END + _END)
 _FOLD = re.compile(r"[\r\n]+")
 _TOP_NAME = rb"(sender(?:-override)?|receiver|virtual-mta|job|envid|ret|schedule)"
 _TOP_LINE = re.compile(rb"x-" + _TOP_NAME + rb"[ \t]*:" + _VALUE + rb"(?:" + _END + rb"|\Z)", re.IGNORECASE)
+# Lines of receivers without a space, such as a list has by the thousand: taken together, not one by one.
+_PLAIN_RECEIVERS = re.compile(rb"(?:x-receiver[ \t]*:[ \t]*[^\s]++\r?\n(?![ \t]))*+", re.IGNORECASE)
 # The line break stands first: the search then only stops at line breaks, which makes it ten times faster. It is not
 # part of the field, and the one behind the field is left for the next.
 _FIELD = re.compile(
@@ -41,8 +43,12 @@ _ORCPT = re.compile(r"[A-Za-z0-9-]+;[!-~]{1,500}")
 Fields = dict[str, list[str]]
 
 
-def parse(data: bytes) -> Parsed:
-    """What the file says about itself. Raises `MessageRefused` with one sentence, and nothing else."""
+def parse(data: bytes, domain: str = "") -> Parsed:
+    """What the file says about itself. Raises `MessageRefused` with one sentence, and nothing else.
+
+    With the queue folder of a `domain` only the recipients there are sure to be found. Of a file that was taken before:
+    an entry is a link to the whole file, and what the other domains' entries are about would be most of the work.
+    """
     top, receivers, start = _envelope_lines(data)
     body = _body(data, start)
     block = b"\n" + data[start:body]
@@ -50,8 +56,8 @@ def parse(data: bytes) -> Parsed:
     cut: tuple[tuple[int, int], ...] = ()
     if not receivers or "sender" not in top or _CONTROL_FIELD.search(block):
         fields, cut = _header_fields(block, start - 1, cut_bcc=not receivers)
-    recipients = _from_lines(receivers) if receivers else _from_header(fields)
-    if not recipients:
+    recipients = _from_lines(receivers, domain) if receivers else _from_header(fields)
+    if not recipients and not receivers:
         raise MessageRefused("no recipient")
     envelope = Envelope(
         _sender(top, fields),
@@ -113,6 +119,10 @@ def _envelope_lines(data: bytes) -> tuple[dict[str, str], list[str], int]:
         name, value = found[1].decode("ascii").lower(), _text(found[2])
         if name == "receiver":
             receivers.append(value)
+            if len(receivers) > 1:  # there may be a thousand
+                end = _PLAIN_RECEIVERS.match(data, position).end()  # type: ignore[union-attr]  # it always matches
+                receivers += _plain_receivers(data[position:end])
+                position = end
         elif name == "schedule":
             raise MessageRefused("x-schedule is not supported by this version")
         elif name in top:
@@ -122,6 +132,11 @@ def _envelope_lines(data: bytes) -> tuple[dict[str, str], list[str], int]:
     if position == len(data):
         raise MessageRefused("no message behind the envelope lines" if top or receivers else "the file is empty")
     return top, receivers, position
+
+
+def _plain_receivers(lines: bytes) -> list[str]:
+    text = lines.decode("utf-8", "surrogateescape")
+    return [line.partition(":")[2].strip(" \t\r") for line in text.split("\n")[:-1]]
 
 
 def _text(value: bytes) -> str:
@@ -175,7 +190,7 @@ def _first(fields: Fields, name: str) -> str:
     return fields[name][0] if name in fields else ""
 
 
-def _from_lines(receivers: list[str]) -> tuple[Recipient, ...]:
+def _from_lines(receivers: list[str], domain: str) -> tuple[Recipient, ...]:
     seen: dict[tuple[str, str], Recipient] = {}
     for value in receivers:
         parameters = ""
@@ -185,6 +200,8 @@ def _from_lines(receivers: list[str]) -> tuple[Recipient, ...]:
             if found is None:
                 raise MessageRefused(f'recipient "{address.show(value)}" is not an address: it has a space in it')
             given, parameters = found.groups()
+        if domain and not address.is_in(given, domain):
+            continue
         _add(seen, given, *(_dsn(value, parameters) if parameters else ()))
     return tuple(seen.values())
 

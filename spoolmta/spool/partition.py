@@ -170,7 +170,7 @@ class Partition:
             data = disk.read_guarded(path, parts.size)
             if len(data) != parts.size or zlib.crc32(data) != parts.crc:
                 raise ValueError("size or checksum differs from its name")
-            parsed = message.parse(data)
+            parsed = message.parse(data, domain)
         except FileNotFoundError:
             self._forget(domain, name)
             raise Gone from None

@@ -93,3 +93,30 @@ def test_every_recipient_is_in_exactly_one_group(pairs: list[tuple[str, str]]) -
     grouped = [recipient for group in group_by_domain(envelope).values() for recipient in group]
     assert sorted(r.address for r in grouped) == sorted({f"{local}@{domain.lower()}" for local, domain in pairs})
     assert all(r.domain == domain for domain, group in group_by_domain(envelope).items() for r in group)
+
+
+RECEIVERS = [
+    b"x-receiver: a@x.org", b"x-receiver: b@x.org", b"X-RECEIVER:<c@X.org>", b"x-receiver: a@X.ORG", b"x-job: j",
+    b"x-receiver : e@y.org", b"x-receiver: f@y.org NOTIFY=NEVER", b'x-receiver: "g@x.org"@y.org', b" ", b"\t ",
+    b"x-receiver: h@[192.0.2.1]", b"x-receiver:\t\xc3\xbc@b\xc3\xbc.org ", b"x-receiver: i@xn--b-xka.org",
+    b"x-receiver: \xe2\x80\xa8@x.org",
+]  # fmt: skip
+receivers = st.lists(st.sampled_from(RECEIVERS), max_size=12)
+
+
+@given(receivers, st.sampled_from([b"\n", b"\r\n"]))
+def test_receivers_are_the_same_taken_together_or_one_by_one(parts: list[bytes], end: bytes) -> None:
+    data = end.join([b"x-sender: a@b.c", *parts, b"S: t", b"", b""])
+    together, one_by_one = understood(data), understood(data.replace(end, b"\r"))
+    assert (together is None) == (one_by_one is None)
+    if together is not None and one_by_one is not None:
+        assert together.envelope == one_by_one.envelope
+
+
+@given(anything | receivers.map(lambda parts: b"\n".join([b"x-sender:", *parts, b"S: t", b""])))
+def test_what_is_parsed_for_one_domain_has_all_its_recipients(data: bytes) -> None:
+    parsed = understood(data)
+    for domain, group in group_by_domain(parsed.envelope).items() if parsed is not None else ():
+        one = parse(data, domain)
+        assert [recipient for recipient in one.envelope.recipients if recipient.domain == domain] == group
+        assert (one.start, one.body, one.cut) == (parsed.start, parsed.body, parsed.cut)

@@ -57,8 +57,8 @@ torture: install ## Long runs: crashes, and what delivery promises as a table
 bench: install compiled ## The speed table: spoolmta and Postfix doing the same work (as root: on a filesystem of its own)
 	$(BIN)/python scripts/bench.py --spoolmta $(COMPILED)/bin/spoolmta
 
-scale: install ## Memory, start and cost with a million messages and 10,000 VMTAs (a spool of 2 GB in /dev/shm)
-	$(BIN)/python scripts/scale.py --dir /dev/shm
+scale: compiled ## Memory, start and cost with a million messages and 10,000 VMTAs (a spool of 2 GB in /dev/shm)
+	cd $(COMPILED) && bin/python ../../scripts/scale.py --dir /dev/shm
 
 format: install ## Put the code in shape
 	$(BIN)/ruff check --fix .

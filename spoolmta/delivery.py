@@ -394,7 +394,7 @@ class Delivery:
         try:
             found = await self._opener.resolver.locate(table, domain)
         except Unroutable as error:
-            found = error
+            found = error.with_traceback(None)  # which would hold this frame, as this frame holds it
         if table is not self._table:  # a reload came in between
             await self._locate(domain)
         elif isinstance(found, Unroutable):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.support.crash import CrashMta, Delivered, by_recipient, contradictions
+from tests.support.crash import CrashMta, Delivered, by_recipient, contradictions, crash_seed
 from tests.support.mta import BASE, World
 
 VMTAS = [f"v{number}" for number in range(1, 5)]
@@ -192,14 +192,10 @@ def _past_their_dot(record: list[dict[str, Any]], moment: float) -> int:
     return count
 
 
-def seed() -> int:
-    return int(os.environ.get("SPOOLMTA_CRASH_SEED", "0")) or random.randrange(1, 1 << 31)
-
-
 def test_a_few_kills_lose_nothing(tmp_path: Path) -> None:
-    Torture(tmp_path, 7, seed()).run()
+    Torture(tmp_path, 7, crash_seed()).run()
 
 
 @pytest.mark.torture
 def test_a_hundred_kills_lose_nothing(tmp_path: Path) -> None:
-    Torture(tmp_path, 100, seed()).run()
+    Torture(tmp_path, 100, crash_seed()).run()

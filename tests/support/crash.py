@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -295,6 +296,11 @@ class CrashMta(Mta):
         folders = ("pickup", "incoming", "queue", "corrupt", "bad")
         found = [path for folder in folders for path in (self.spool / folder).rglob("*") if path.is_file()]
         return [str(path.relative_to(self.spool)) for path in found]
+
+
+def crash_seed() -> int:
+    """SPOOLMTA_CRASH_SEED, or a new one."""
+    return int(os.environ.get("SPOOLMTA_CRASH_SEED", "0")) or random.randrange(1, 1 << 31)
 
 
 class Delivered(NamedTuple):

@@ -41,13 +41,15 @@ connection-idle-timeout = "1s"
 [vmta.one]
 """
 HALF_SECOND = 0.5
+COPY = "copy"
 
 
 @contextmanager
 def mounted(image: Path, folder: Path) -> Iterator[None]:
-    """The image (`NAME.FILESYSTEM`) mounted for as long as the block lasts."""
+    """The image (`NAME.FILESYSTEM`) mounted for as long as the block lasts; a copy must be whole."""
     options = OPTIONS[image.suffix[1:]]
     done = subprocess.run(["mount", "-o", options, image, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or image.stem != COPY, done.stderr
     if done.returncode:
         pytest.skip(f"cannot mount a filesystem image here: {done.stderr.strip()}")
     try:
@@ -87,7 +89,8 @@ def cut_power(image: Path, mta: CrashMta) -> tuple[Path, float]:
     for pid in processes.values():
         os.kill(pid, signal.SIGSTOP)
     moment = time.time()
-    copy = image.with_stem("copy")
+    copy = image.with_stem(COPY)
+    copy.unlink(missing_ok=True)
     while True:  # what the kernel was writing when all stopped, it goes on writing
         before = _written(image)
         subprocess.run(["cp", "--sparse=always", image, copy], check=True)
@@ -134,6 +137,7 @@ class Scenario(NamedTuple):
 def losses(path: Path, image: Path, scenario: Scenario, *mutations: str) -> list[str]:
     """What a power cut in the middle of work loses, or doubles against the promise."""
     filesystem = image.suffix[1:]
+    image.unlink(missing_ok=True)  # whoever still has the last one open must not write into this
     with open(image, "wb") as file:
         file.truncate(IMAGE_BYTES[filesystem])
     force = "-F" if filesystem == "ext4" else "-f"

@@ -27,7 +27,7 @@ async def drip(_: StreamReader, writer: StreamWriter) -> None:
     for byte in b"220-":
         writer.write(bytes((byte,)))
         await asyncio.sleep(PAUSE)
-    while True:
+    while not writer.is_closing():
         writer.write(b"x")
         await asyncio.sleep(PAUSE)
 
@@ -36,7 +36,7 @@ async def drip_answers(reader: StreamReader, writer: StreamWriter) -> None:
     """A greeting, and to each command an answer in whole lines, of which one is never the last."""
     writer.write(b"220 drip.test\r\n")
     await reader.readline()
-    while True:
+    while not writer.is_closing():
         writer.write(b"250-still thinking\r\n")
         await asyncio.sleep(PAUSE)
 
@@ -45,7 +45,7 @@ async def flood(reader: StreamReader, writer: StreamWriter) -> None:
     """Answers EHLO with lines without end, as fast as they are taken."""
     writer.write(b"220 flood.test\r\n")
     await reader.readline()
-    while True:
+    while not writer.is_closing():
         writer.write(FLOOD)
         await writer.drain()
 
@@ -54,7 +54,9 @@ async def stop_reading(reader: StreamReader, writer: StreamWriter) -> None:
     """Takes everything, up to the content, of which it reads nothing."""
     writer.write(b"220 deaf.test\r\n")
     while not (line := await reader.readline()).upper().startswith(b"DATA"):
-        writer.write(b"250 ok\r\n" if line else b"")
+        if not line:
+            return
+        writer.write(b"250 ok\r\n")
     writer.write(b"354 go\r\n")
     await asyncio.sleep(3600)
 

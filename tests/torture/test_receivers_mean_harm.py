@@ -32,7 +32,7 @@ LARGE = 1 << 20
 DESCRIPTORS = 32 + 2 * HOSTILE + 200
 """The process's own, a session for each hostile and each healthy domain, with one that says goodbye."""
 MEMORY_EACH = 64 << 10
-"""For each session; besides, there are the messages that are on their way."""
+"""For each session; besides, there are the messages that are on their way, as read, as sent and as not yet taken."""
 
 
 def measure(path: Path, hostile: int, each: int, runs: tuple[int, ...]) -> Compared:
@@ -57,7 +57,7 @@ def measure(path: Path, hostile: int, each: int, runs: tuple[int, ...]) -> Compa
 
 
 def bound(hostile: int) -> int:
-    return hostile * MEMORY_EACH + hostile // len(MANNERS) * 2 * LARGE
+    return hostile * MEMORY_EACH + hostile // len(MANNERS) * 3 * LARGE
 
 
 def test_receivers_that_mean_harm_hold_up_nobody(tmp_path: Path) -> None:

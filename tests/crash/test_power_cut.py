@@ -275,7 +275,9 @@ def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, image: Path) -> 
 
 @on(argvalues=[OTHER("ext4"), "xfs"])
 def test_a_power_cut_loses_no_report(tmp_path: Path, image: Path) -> None:
-    assert losses(tmp_path, image, REFUSALS) == []
+    found = losses(tmp_path, image, REFUSALS)
+    tell(f"a power cut among reports, {image.suffix[1:]}", "none lost", f"{len(found)} contradictions")
+    assert found == []
 
 
 @pytest.mark.torture
@@ -308,6 +310,7 @@ def test_the_oracle_finds_what_a_broken_promise_loses(
     for attempt in range(3):
         found = losses(tmp_path / str(attempt), image, scenario, mutation)
         if found:
-            print(f"{mutation}: {len(found)} contradictions, for example {found[0]} and {found[-1]}")
+            print(f"for example {found[0]} and {found[-1]}")
+            tell(f"a power cut with {mutation}, {image.suffix[1:]}", ">= 1 contradiction", str(len(found)))
             return
     pytest.fail(f"three power cuts with the mutation {mutation}, and nothing was lost")

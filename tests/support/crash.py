@@ -292,10 +292,11 @@ class CrashMta(Mta):
         return letters
 
     def left_over(self) -> list[str]:
-        """Mail that lies anywhere in the spool."""
-        folders = ("pickup", "incoming", "queue", "corrupt", "bad")
-        found = [path for folder in folders for path in (self.spool / folder).rglob("*") if path.is_file()]
-        return [str(path.relative_to(self.spool)) for path in found]
+        """Mail that lies anywhere in the spool, whose folders come and go while we look."""
+        tops = ("pickup", "incoming", "queue", "corrupt", "bad")
+        walks = (os.walk(self.spool / top) for top in tops)
+        found = [os.path.join(folder, name) for walk in walks for folder, _, names in walk for name in names]
+        return [os.path.relpath(path, self.spool) for path in found]
 
 
 def crash_seed() -> int:

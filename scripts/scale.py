@@ -114,7 +114,8 @@ class System:
             f'[spool]\ndirectory = "{self.spool}"\nmin-free-space = "50M"',
             '[source.pickup]\ndefault-virtual-mta = "v0"',
             *(f"[vmta.v{number}]" for number in range(vmtas)),
-            f'[domain."*"]\nsmtp-hosts = ["[127.0.0.1]:{port}"]\nmax-smtp-out = {max_smtp_out}\nretry-recipients-after = "6h"',
+            f'[domain."*"]\nsmtp-hosts = ["[127.0.0.1]:{port}"]\nmax-smtp-out = {max_smtp_out}',
+            'retry-recipients-after = "6h"',
             f'[[acct-file]]\npath = "{self.spool}/accounting/acct.csv"\nrecords = ["d", "b", "t"]',
         ]
         self.config = base / "spoolmta.toml"

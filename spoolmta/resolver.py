@@ -142,9 +142,9 @@ def is_host_name(name: str) -> bool:
 
 class Resolver:
     """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's. A question that has no
-    answer after `patience` seconds is given up. `here` says which hosts are ourselves. Whether an answer was validated
-    is believed only where the name servers are on this machine, or `is_trusted` says so (RFC 6698 appendix A.3: nobody
-    may be in between)."""
+    answer after `patience` seconds is given up, sooner where many wait. `here` says which hosts are ourselves. Whether
+    an answer was validated is believed only where the name servers are on this machine, or `is_trusted` says so (RFC
+    6698 appendix A.3: nobody may be in between)."""
 
     def __init__(
         self,

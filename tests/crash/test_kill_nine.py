@@ -184,8 +184,8 @@ class Torture:
         tell(
             f"{meddled}{len(self.kills)} kills under load",
             "nothing lost" + (f", >= {self._in_flight} in flight" if self._in_flight else ""),
-            f"{len(wrong)} contradictions; {len(dropper.expected)} recipients, {len(doubled)} twice;"
-            f" in flight {lowest} ({proved} proved by the sink's record)",
+            f"{len(wrong)} contradictions; {len(dropper.expected)} recipients, {len(doubled)} twice"
+            + (f"; in flight {lowest} ({proved} proved by the sink's record)" if self._in_flight else ""),
         )
         print(dict(roles), flush=True)
         assert wrong == []
@@ -227,7 +227,7 @@ def test_five_hundred_kills_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_orders_and_reloads_between_kills_lose_nothing(tmp_path: Path) -> None:
-    Torture(tmp_path, 3, crash_seed(), is_meddled=True, backlog=150).run()
+    Torture(tmp_path, 2, crash_seed(), is_meddled=True, backlog=100).run()
 
 
 @pytest.mark.torture

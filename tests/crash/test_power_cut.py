@@ -268,9 +268,11 @@ FILESYSTEMS = ("ext4", "xfs")
 CUTS = 10
 
 
-@on(argvalues=FILESYSTEMS)
+@on(argvalues=["ext4", OTHER("xfs")])
 def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, image: Path) -> None:
-    assert losses(tmp_path, image, DELIVERIES) == []
+    found = losses(tmp_path, image, DELIVERIES)
+    tell(f"a power cut among deliveries, {image.suffix[1:]}", "nothing lost", f"{len(found)} contradictions")
+    assert found == []
 
 
 @on(argvalues=[OTHER("ext4"), "xfs"])

@@ -264,7 +264,6 @@ REFUSALS = Scenario("[source.pickup]\nsuppress-local-dsn = false\n", work_on_ref
 on = partial(pytest.mark.parametrize, "image", indirect=True)
 """On which filesystem. What `make test` leaves out for the time it takes is in `make torture`."""
 OTHER = partial(pytest.param, marks=pytest.mark.torture)
-FILESYSTEMS = ("ext4", "xfs")
 CUTS = 10
 
 
@@ -283,7 +282,7 @@ def test_a_power_cut_loses_no_report(tmp_path: Path, image: Path) -> None:
 
 
 @pytest.mark.torture
-@on(argvalues=FILESYSTEMS)
+@on(argvalues=["ext4", "xfs"])
 def test_power_cuts_at_any_moment_lose_nothing_acknowledged(tmp_path: Path, image: Path) -> None:
     chance = random.Random(seed := crash_seed())
     found: list[str] = []

@@ -164,6 +164,18 @@ def losses(path: Path, image: Path, scenario: Scenario, *mutations: str) -> list
             return scenario.reckon(mta, world, acknowledged, moment)
 
 
+def remains(mta: CrashMta) -> list[str]:
+    """What lies in the spool, but for files in `pickup/` that the cut has emptied: nobody had taken those."""
+
+    def is_emptied(path: str) -> bool:
+        try:
+            return path.startswith("pickup/") and os.path.getsize(mta.spool / path) == 0
+        except FileNotFoundError:
+            return False
+
+    return [path for path in mta.left_over() if not is_emptied(path)]
+
+
 def work(mta: CrashMta, world: World) -> set[str]:
     """Mail settled long before the cut, mail deferred over it, mail in its last half second; who was acknowledged."""
     mta.start()
@@ -181,9 +193,9 @@ def work(mta: CrashMta, world: World) -> set[str]:
 
 def reckon(mta: CrashMta, world: World, acknowledged: set[str], moment: float) -> list[str]:
     """Let the system finish on what the disk held, and compare."""
-    mta.wait_for(lambda: all(path.startswith(("corrupt/", "bad/")) for path in mta.left_over()))
+    mta.wait_for(lambda: all(path.startswith(("corrupt/", "bad/")) for path in remains(mta)))
     mta.stop()
-    wrong = [f"damaged: {path}" for path in mta.left_over()]
+    wrong = [f"damaged: {path}" for path in remains(mta)]
     delivered = by_recipient(world.received())
     rows = {row["rcpt"] for row in mta.rows("d")}
     settled = mta.settled()
@@ -226,9 +238,9 @@ def work_on_refusals(mta: CrashMta, world: World) -> set[str]:
 
 def reckon_reports(mta: CrashMta, world: World, senders: set[str], moment: float) -> list[str]:
     """Every sender of refused mail has one report; a second copy only of what came in the last half second."""
-    mta.wait_for(lambda: all(path.startswith(("corrupt/", "bad/")) for path in mta.left_over()))
+    mta.wait_for(lambda: all(path.startswith(("corrupt/", "bad/")) for path in remains(mta)))
     mta.stop()
-    wrong = [f"damaged: {path}" for path in mta.left_over()]
+    wrong = [f"damaged: {path}" for path in remains(mta)]
     delivered = by_recipient(world.received())
     for sender in sorted(senders):
         copies = delivered.get(sender, [])

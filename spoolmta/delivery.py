@@ -177,6 +177,7 @@ class Delivery:
             if self._scheduler.yield_to_others():
                 self._request_turn()
             if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
+                self._switchboard.close()  # mail that is to be tried now would only be so in our memory
                 self.leave(False)
                 return
             if not self._ledger.is_settled:

@@ -92,6 +92,7 @@ class Delivery:
             self._save_state,
             self._request_turn,
             self._now,
+            lambda: self._inflow.survey.is_complete,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()

@@ -48,7 +48,8 @@ def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[int]
             answer = control.ask(layout.control_of(vmta), question, PATIENCE)
             if "error" in answer:
                 raise SpoolError(f"the process of {vmta}: {answer['error']}")
-            return {**answer, "process": True}
+            if not answer.get("later"):
+                return {**answer, "process": True}
         with locked(layout, vmta) as lock:
             if lock is not None:
                 return {**alone(lock), "process": False}

@@ -52,7 +52,7 @@ interop: install ## Tests against Debian's postfix and swaks (skipped with a mes
 	$(BIN)/python -m pytest -m interop tests/interop
 
 torture: install ## Long runs: crashes, and what delivery promises as a table
-	$(BIN)/python -m pytest -m torture -s tests
+	$(BIN)/python -m pytest -m torture -s -o faulthandler_timeout=2400 tests
 
 bench: install compiled ## The speed table: spoolmta and Postfix doing the same work (as root: on a filesystem of its own)
 	$(BIN)/python scripts/bench.py --spoolmta $(COMPILED)/bin/spoolmta

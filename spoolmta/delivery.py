@@ -90,6 +90,7 @@ class Delivery:
             self._save_state,
             self._request_turn,
             self._now,
+            lambda: self._inflow.survey.is_complete,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopped = self._loop.create_future()
@@ -175,6 +176,7 @@ class Delivery:
             if self._scheduler.yield_to_others():
                 self._request_turn()
             if self._is_idle(now) and now - self._active_at > self._config.sleep_after:
+                self._switchboard.close()  # mail that is to be tried now would only be so in our memory
                 self.leave(False)
                 return
             if not self._ledger.is_settled:
@@ -391,7 +393,7 @@ class Delivery:
         try:
             found = await self._opener.resolver.locate(table, domain)
         except Unroutable as error:
-            found = error
+            found = error.with_traceback(None)  # which would hold this frame, as this frame holds it
         if table is not self._table:  # a reload came in between
             await self._locate(domain)
         elif isinstance(found, Unroutable):

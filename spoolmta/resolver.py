@@ -12,6 +12,7 @@ import itertools
 import random
 import re
 import time
+import traceback
 from collections.abc import Iterable
 
 import dns.asyncresolver
@@ -39,6 +40,13 @@ MAX_EMPTY_TTL = 300.0
 MAX_CACHED = 20_000
 MAX_QUESTIONS = 1000
 """Asked at the same time, each with a socket of its own."""
+HASTE = 1.0
+"""Seconds for an answer, before a question counts among those that keep us waiting."""
+SLOW_PART, NEW_PART = 3 / 8, 1 / 2
+"""Of the questions, for those that keep us waiting and for what was never asked; the rest is for what was answered the
+last time."""
+CROWDED = 5.0
+"""Seconds for an answer that keeps us waiting, where others wait for its place."""
 NOWHERE = Here(allows_loopback=True)
 
 _HOST_NAME = re.compile(
@@ -67,7 +75,8 @@ class Unroutable(Exception):
 
 class Found(Struct, frozen=True):
     """What one DNS question brought: the records as text (empty for NODATA), or why there are none. `is_secure`: a
-    resolver that we trust has validated it by DNSSEC. `canonical` is the name at the end of its aliases."""
+    resolver that we trust has validated it by DNSSEC. `canonical` is the name at the end of its aliases. `is_late`: no
+    answer came."""
 
     records: tuple[str, ...]
     expires: float
@@ -75,6 +84,7 @@ class Found(Struct, frozen=True):
     text: str = ""
     is_secure: bool = False
     canonical: str = ""
+    is_late: bool = False
 
 
 def mail_hosts(
@@ -132,9 +142,9 @@ def is_host_name(name: str) -> bool:
 
 class Resolver:
     """One process's view of the DNS. `nameservers` are `ip:port`; empty means the system's. A question that has no
-    answer after `patience` seconds is given up. `here` says which hosts are ourselves. Whether an answer was validated
-    is believed only where the name servers are on this machine, or `is_trusted` says so (RFC 6698 appendix A.3: nobody
-    may be in between)."""
+    answer after `patience` seconds is given up, sooner where many wait. `here` says which hosts are ourselves. Whether
+    an answer was validated is believed only where the name servers are on this machine, or `is_trusted` says so (RFC
+    6698 appendix A.3: nobody may be in between)."""
 
     def __init__(
         self,
@@ -154,9 +164,12 @@ class Resolver:
         self._resolver.use_edns(0, 0, 1232)
         self._resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 section 5.7: tell us whether it is validated
         self.is_trusted = is_trusted or all(_is_here(server) for server in self._resolver.nameservers)
-        self._resolver.lifetime = patience
+        self._patience = patience
         self._resolver.timeout = 4.0
-        self._places = asyncio.Semaphore(descriptors.share(descriptors.QUESTIONS, MAX_QUESTIONS))
+        most = descriptors.share(descriptors.QUESTIONS, MAX_QUESTIONS)
+        self._slow, self._new, self._known = (
+            asyncio.Semaphore(max(1, int(most * part))) for part in (SLOW_PART, NEW_PART, 1 - SLOW_PART - NEW_PART)
+        )
 
     async def route(self, domain: str, policy: DomainPolicy) -> Route:
         """The hosts for a domain's mail: those of smtp-hosts, an address literal's address, or what the MX records of
@@ -265,10 +278,8 @@ class Resolver:
         """Ask once: from the cache, from a question under way, or from the name server."""
         key = (name, kind)
         cached = self._cache.get(key)
-        if cached is not None:
-            if cached.expires > time.monotonic():
-                return cached
-            del self._cache[key]
+        if cached is not None and cached.expires > time.monotonic():
+            return cached
         asked = self._asked.get(key)
         if asked is None:
             asked = self._asked[key] = asyncio.ensure_future(self._ask(name, kind))
@@ -277,22 +288,43 @@ class Resolver:
 
     async def _ask(self, name: str, kind: str) -> Found:
         found = await self._query(name, kind)
+        self._cache.pop((name, kind), None)  # and to the end: what is asked anew is kept
         if len(self._cache) >= MAX_CACHED:
             del self._cache[next(iter(self._cache))]
         self._cache[name, kind] = found
         return found
 
+    async def _send(self, name: str, kind: str) -> dns.resolver.Answer:
+        """Ask in turn. Thousands of domains whose name servers say nothing must not hold up the others: a question
+        without an answer goes on behind those like it, and begins there the next time."""
+
+        async def within(seconds: float) -> dns.resolver.Answer:
+            resolve = self._resolver.resolve
+            return await resolve(name + ".", kind, raise_on_no_answer=False, search=False, lifetime=seconds)
+
+        last = self._cache.get((name, kind))
+        if last is None or not last.is_late:
+            async with self._new if last is None else self._known:
+                try:
+                    return await within(min(HASTE, self._patience))
+                except dns.resolver.LifetimeTimeout as error:
+                    traceback.clear_frames(error.__traceback__)
+        async with self._slow:
+            return await within(min(CROWDED, self._patience) if self._slow.locked() else self._patience)
+
     async def _query(self, name: str, kind: str) -> Found:
         try:
-            async with self._places:
-                answer = await self._resolver.resolve(name + ".", kind, raise_on_no_answer=False, search=False)
+            answer = await self._send(name, kind)
         except dns.resolver.NXDOMAIN as error:
             text = f"domain {name} does not exist"
             is_secure = self._is_secure(error.response(dns.name.from_text(name)))  # type: ignore[no-untyped-call]
             return Found((), time.monotonic() + MAX_EMPTY_TTL, FailureKind.NO_DOMAIN, text, is_secure)
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
+            # dnspython's errors and frames hold each other and whole sockets, until the collector comes round.
+            traceback.clear_frames(error.__traceback__)
             text = f"DNS look-up of {kind} {name} failed: {_explain(error)}"
-            return Found((), time.monotonic() + FAILED_TTL, FailureKind.DNS_TEMPORARY, text)
+            is_late = isinstance(error, dns.resolver.LifetimeTimeout)
+            return Found((), time.monotonic() + FAILED_TTL, FailureKind.DNS_TEMPORARY, text, is_late=is_late)
         ttl = answer.expiration - time.time()
         ttl = min(max(ttl, MIN_TTL), MAX_TTL if answer.rrset is not None else MAX_EMPTY_TTL)
         records = [_text(record) for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from spoolmta import alert, condition, control, disk, entry, state, switch, view
+from spoolmta import alert, clock, condition, control, disk, entry, state, switch, view
 from spoolmta.assignment import JOB_IS_HELD
 from spoolmta.clearance import BATCH, Chosen, Clearance, Learned, Outcome
 from spoolmta.condition import Condition
@@ -48,7 +48,8 @@ def carry_out(layout: Layout, vmta: str, question: Answer, alone: Callable[[int]
             answer = control.ask(layout.control_of(vmta), question, PATIENCE)
             if "error" in answer:
                 raise SpoolError(f"the process of {vmta}: {answer['error']}")
-            return {**answer, "process": True}
+            if not answer.get("later"):
+                return {**answer, "process": True}
         with locked(layout, vmta) as lock:
             if lock is not None:
                 return {**alone(lock), "process": False}
@@ -97,7 +98,7 @@ def look(config: Config, layout: Layout, vmta: str) -> Answer:
 def _look_alone(config: Config, layout: Layout, vmta: str) -> Answer:
     left = state.load(layout, vmta)
     table = PolicyTable(config, vmta)
-    now = time.time()
+    now = clock.now()
     jobs = switch.held_jobs(left.orders, now)
     names: dict[str, list[str]] = {}
     shown = {key: view.of_condition(key, _ticked(table, key, found, now), now) for key, found in left.sites.items()}
@@ -142,7 +143,7 @@ def _apply_standing(left: state.State, table: PolicyTable, site: str, found: Con
 def held_jobs(layout: Layout, vmta: str) -> dict[str, Switch]:
     """The jobs that are paused in a VMTA, by their hashes. Its state tells, also of a running process: a switch is
     there before it is answered."""
-    return switch.held_jobs(state.load(layout, vmta).orders, time.time())
+    return switch.held_jobs(state.load(layout, vmta).orders, clock.now())
 
 
 # Switching
@@ -161,7 +162,7 @@ def turn(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch
 
 def _turn_alone(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Switch) -> Answer:
     left = state.load(layout, vmta)
-    now = time.time()
+    now = clock.now()
     if wanted.job:
         orders, is_news = switch.order_job(left.orders, wanted, now)
         state.save(layout, vmta, msgspec.structs.replace(left, orders=orders))
@@ -195,7 +196,7 @@ def rehearse(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Sw
         other = next((key for key, one in sites.items() if pattern in one["domains"]), "")
         if other:
             return {"elsewhere": other}
-        sites[pattern] = view.of_condition(pattern, Condition(), time.time())
+        sites[pattern] = view.of_condition(pattern, Condition(), clock.now())
     table = PolicyTable(config, vmta)
     named = [one for key, one in sorted(sites.items()) if switch.matches(pattern, key)]
     return {"changed": [one for one in named if _would_change(table, one, wanted)]}
@@ -203,7 +204,7 @@ def rehearse(config: Config, layout: Layout, vmta: str, pattern: str, wanted: Sw
 
 def rehearse_job(layout: Layout, vmta: str, wanted: Switch) -> Answer:
     """What would come of pausing or resuming a job, with its mail that is there; nothing is done."""
-    now = time.time()
+    now = clock.now()
     if not switch.order_job(state.load(layout, vmta).orders, wanted, now)[1]:
         return {"changed": []}
     found: dict[str, Answer] = {}
@@ -218,7 +219,7 @@ def _would_change(table: PolicyTable, shown: Answer, wanted: Switch | None) -> b
     if wanted is None:
         return bool(shown["waiting"] or shown["blocked_until"])
     found = msgspec.convert(shown["condition"], Condition)
-    return switch.apply(found, table.resolve(shown["site"], shown["site"]), time.time(), wanted)
+    return switch.apply(found, table.resolve(shown["site"], shown["site"]), clock.now(), wanted)
 
 
 def _named(layout: Layout, vmta: str, left: state.State, pattern: str) -> list[str]:
@@ -250,7 +251,7 @@ def _retry_alone(layout: Layout, vmta: str, pattern: str) -> Answer:
     other = left.domains.get(pattern, "")
     if other:
         return {"elsewhere": other}
-    now = time.time()
+    now = clock.now()
     changed = {key for key in left.sites if switch.matches(pattern, key) and _unblock(left, key, now)}
     count = 0
     for domain in domains(layout, vmta):
@@ -283,7 +284,7 @@ def retry_some(layout: Layout, vmta: str, entries: list[Chosen]) -> Answer:
 
 def _retry_some_alone(layout: Layout, vmta: str, entries: list[Chosen]) -> Answer:
     left = state.load(layout, vmta)
-    now = time.time()
+    now = clock.now()
     meant = {(one.domain, entry.bare(one.name)) for one in entries}
     found = [
         item
@@ -426,7 +427,7 @@ def _hands(config: Config, layout: Layout, vmta: str, lock: int) -> Iterator[Cle
 
     ledger = Ledger(config, Owner(policy, site_of, on_queued), layout.root, page, page.row(vmta), partition)
     try:
-        yield Clearance(layout, partition, ledger, site_of, policy, time.time)
+        yield Clearance(layout, partition, ledger, site_of, policy, clock.now)
     finally:
         ledger.close()
         partition.close()

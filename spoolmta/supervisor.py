@@ -89,6 +89,7 @@ class Supervisor:
         lock = disk.lock_process(self._layout.lock)
         if isinstance(lock, str):
             raise UnavailableError(f"another spoolmta (process {lock}) works on the spool {self._layout.root}")
+        disk.replace(self._layout.clock, clock.told())
         return lock
 
     def _check_pickup_folders(self) -> None:

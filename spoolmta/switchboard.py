@@ -72,7 +72,7 @@ class _Client(asyncio.Protocol):
 
 class Switchboard:
     """Answers for one VMTA. `policies` gives the policy of (site, domain), `save` writes the state down, `on_change`
-    asks for a turn, `now` is the process's clock."""
+    asks for a turn, `now` is the process's clock, `knows_all` whether the whole queue has been looked through."""
 
     def __init__(
         self,
@@ -84,8 +84,10 @@ class Switchboard:
         save: Callable[[], None],
         on_change: Callable[[], None],
         now: Callable[[], float],
+        knows_all: Callable[[], bool],
     ) -> None:
         self.orders: list[Order] = []
+        self._knows_all = knows_all
         self._path = layout.control_of(partition.vmta)
         self._scheduler = scheduler
 
@@ -155,6 +157,8 @@ class Switchboard:
             return self._switch(
                 msgspec.convert(question.get("site"), str), msgspec.convert(question.get("switch"), Switch)
             )
+        if asked in ("retry", "retry some") and not self._knows_all():
+            return {"later": True}  # what is found after the answer would wait for its time
         if asked == "retry":
             return self._retry(msgspec.convert(question.get("site"), str))
         if asked == "retry some":

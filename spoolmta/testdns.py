@@ -5,6 +5,7 @@
      "alias.test": {"CNAME": ["example.com"]},
      "*.bulk.test": {"MX": ["10 mx.bulk.test"]},     any name below bulk.test that is not in the dict itself
      "nx.test": "NXDOMAIN", "sf.test": "SERVFAIL", "no.test": "REFUSED", "silent.test": "DROP",
+     "forged.test": "OTHER-ID", "mixed.test": "OTHER-NAME", "noise.test": "GARBAGE",      no answer to what was asked
      "slow.test": {"delay": 2.0, "A": ["127.0.0.3"]},
      "half.test": {"MX": "SERVFAIL", "A": ["127.0.0.4"]},      one type of a name fails
      "safe.test": {"AD": true, "MX": ["10 mx.safe.test"]}}      validated by DNSSEC, it says to who asks for that
@@ -12,7 +13,7 @@
 Names in record data are absolute. What a question gets: the records; else the CNAME, followed as far as the dict
 goes; else, for a name that exists (in the dict, or only above one that is), NODATA with the SOA; else NXDOMAIN with
 the SOA below a name of the dict, and REFUSED elsewhere. The SOA is the one of the nearest name in the dict, and its
-TTL and negative TTL are that name's. SERVFAIL, REFUSED and DROP also hold for everything below their name. An answer
+TTL and negative TTL are that name's. All words but NXDOMAIN also hold for everything below their name. An answer
 larger than the client's EDNS size (512 without EDNS, 4096 at most) has TC set over UDP and is complete over TCP.
 """
 
@@ -46,8 +47,9 @@ DEFAULT_TTL = 60
 UDP_LIMIT = 4096
 CNAME_LIMIT = 16
 COUNTS_LIMIT = 1_000_000  # different questions counted
-WORDS = ("NXDOMAIN", "SERVFAIL", "REFUSED", "DROP")
 _DROP = "DROP"
+_CODES = ("NXDOMAIN", "SERVFAIL", "REFUSED")
+WORDS = (*_CODES, _DROP, "OTHER-ID", "OTHER-NAME", "GARBAGE")
 
 
 @dataclass(slots=True)
@@ -199,11 +201,11 @@ class DnsServer:
         response.flags |= dns.flags.AA
         if query.flags & dns.flags.AD or query.ednsflags & dns.flags.DO:
             response.flags |= dns.flags.AD
-        delay = self._fill(response, asked.name, kind)
-        if delay is None:
+        delay, word = self._fill(response, asked.name, kind)
+        if word == _DROP:
             return
         size = 65535 if over_tcp else min(UDP_LIMIT, max(512, query.payload if query.edns >= 0 else 512))
-        answer = response.to_wire(max_size=size, prefer_truncation=True)
+        answer = _spoiled(response.to_wire(max_size=size, prefer_truncation=True), word)
         if delay:
             self._send_later(delay, partial(send, answer))
         else:
@@ -217,8 +219,8 @@ class DnsServer:
         handle = asyncio.get_running_loop().call_later(delay, due)
         self._later.add(handle)
 
-    def _fill(self, response: dns.message.Message, name: dns.name.Name, kind: str) -> float | None:
-        """Complete the response; returns the delay, None to say nothing. Delays along a CNAME chain add up."""
+    def _fill(self, response: dns.message.Message, name: dns.name.Name, kind: str) -> tuple[float, str]:
+        """Complete the response; returns the delay, and the word if there is one. Delays along a CNAME chain add up."""
         delay = 0.0
         for _ in range(CNAME_LIMIT):
             entry, apex = self._find(_lowered(name))
@@ -232,24 +234,25 @@ class DnsServer:
                 else:
                     response.set_rcode(dns.rcode.NXDOMAIN)
                     self._add_soa(response, apex)
-                return delay
+                return delay, ""
             delay += entry.delay
             word = entry.word or entry.words.get(kind, "")
             if word:
-                response.set_rcode(dns.rcode.NOERROR if word == _DROP else dns.rcode.from_text(word))
+                if word in _CODES:
+                    response.set_rcode(dns.rcode.from_text(word))
                 if word == "NXDOMAIN" and apex is not None:
                     self._add_soa(response, apex)
-                return None if word == _DROP else delay
+                return delay, word
             if records := entry.records.get(kind):
                 response.answer.append(_named(name, records))
-                return delay
+                return delay, ""
             if not (alias := entry.records.get("CNAME")):
                 if apex is not None:
                     self._add_soa(response, apex)
-                return delay
+                return delay, ""
             response.answer.append(_named(name, alias))
             name = alias[0].target
-        return delay
+        return delay, ""
 
     def _is_validated(self, entry: _Entry | None, apex: dns.name.Name | None) -> bool:
         """What does not exist is validated where the name above it is."""
@@ -268,7 +271,7 @@ class DnsServer:
                 wildcard = self._entries.get(dns.name.Name([b"*", *above.labels]))
             entry = self._entries.get(above)
             if entry is not None or wildcard is not None:
-                if wildcard is None and entry is not None and entry.word in ("SERVFAIL", "REFUSED", _DROP):
+                if wildcard is None and entry is not None and entry.word not in ("", "NXDOMAIN"):
                     return entry, above
                 return wildcard or (_Entry() if name in self._inner else None), above
         return None, None
@@ -278,6 +281,15 @@ class DnsServer:
         ttl = entry.ttl if entry is not None else DEFAULT_TTL
         data = f"ns.{apex} hostmaster.{apex} 1 3600 600 86400 {ttl}"
         response.authority.append(dns.rrset.from_text(apex, ttl, "IN", "SOA", data))
+
+
+def _spoiled(wire: bytes, word: str) -> bytes:
+    """An answer that is none: of another id, to a question for another name, or noise with the right id."""
+    if word == "OTHER-ID":
+        return bytes((wire[0] ^ 1,)) + wire[1:]
+    if word == "OTHER-NAME":
+        return wire[:13] + bytes((wire[13] ^ 1,)) + wire[14:]
+    return wire[:2] + b"\xff" * 40 if word == "GARBAGE" else wire
 
 
 def _lowered(name: dns.name.Name) -> dns.name.Name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 
 import click
@@ -42,10 +41,10 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
 
 def chosen(layout: Layout, vmta: str, domain: str, job: str, rcpt: str, orig: str, older_than: str) -> Iterable[Item]:
     """Entries that pass all filters. Files are opened only for what their names do not tell."""
-    from spoolmta import entry
+    from spoolmta import clock, entry
     from spoolmta.config import parse_duration
 
-    before = time.time() - parse_duration(older_than) if older_than else None
+    before = clock.now() - parse_duration(older_than) if older_than else None
     wanted = f",J={entry.job_hash(job)}" if job else ""
     for item in spool_audit.items(layout, vmta, domain.lower()):
         if (before is not None and item.received > before) or wanted not in item.name:

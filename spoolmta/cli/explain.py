@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -112,9 +111,9 @@ def known(context: click.Context, config: Config, vmta: str) -> tuple[dict[str, 
 
 def tell_of_job(shown: dict[str, Any], orders: list[Any]) -> None:
     """A job that is paused holds the message before anything else does."""
-    from spoolmta import entry, switch
+    from spoolmta import clock, entry, switch
 
-    held = switch.held_jobs(orders, time.time()).get(entry.job_hash(shown.get("job", "")))
+    held = switch.held_jobs(orders, clock.now()).get(entry.job_hash(shown.get("job", "")))
     if held is not None:
         end = f"after {moment(held.until)}" if held.until else "when somebody resumes the job"
         for one in shown["domains"]:
@@ -154,12 +153,12 @@ def of_domain(
     orders: list[Any],
 ) -> dict[str, Any]:
     """What holds for one recipient domain."""
-    from spoolmta import condition, switch, view
+    from spoolmta import clock, condition, switch, view
     from spoolmta.policy import PolicyTable
 
     site, hosts, failure = route
     table = PolicyTable(config, vmta)
-    now = time.time()
+    now = clock.now()
     if site in states:
         queue = states[site]
     else:

@@ -3,6 +3,7 @@ otherwise, `--json` for programs. Errors are sentences on stderr; the exit statu
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -101,14 +102,19 @@ def load(context: click.Context) -> Config:
 
 
 def layout_of(context: click.Context) -> Layout:
-    """The spool of the configuration, for commands that only read it."""
+    """The spool of the configuration, for commands that only read it, by the clock of the system, if one runs."""
+    from spoolmta import clock, disk
     from spoolmta.spool.layout import check_format
 
     root = load(context).spool
     if not os.path.isdir(os.path.join(root, "queue")):
         raise UnavailableError(f"the spool {root} has not been used yet: start `spoolmta run` first")
     check_format(root)
-    return Layout(root)
+    layout = Layout(root)
+    if disk.is_locked(layout.lock):
+        with contextlib.suppress(FileNotFoundError), open(layout.clock, "rb") as file:  # it may just be starting
+            clock.follow(file.read())
+    return layout
 
 
 def show(rows: Iterable[dict[str, Any]], as_json: bool, empty: str) -> None:

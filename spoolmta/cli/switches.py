@@ -6,7 +6,6 @@ import getpass
 import ipaddress
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -50,10 +49,14 @@ def become_the_user(context: click.Context) -> tuple[Config, Layout]:
     return config, layout
 
 
-def until(duration: str) -> float:
+def until(context: click.Context, duration: str) -> float:
+    from spoolmta import clock
     from spoolmta.config import parse_duration
 
-    return time.time() + parse_duration(duration) if duration else 0.0
+    if not duration:
+        return 0.0
+    layout_of(context)  # by the clock of the system there
+    return clock.now() + parse_duration(duration)
 
 
 def targets(config: Config, layout: Layout, *names: str) -> list[tuple[str, str]]:
@@ -188,7 +191,7 @@ def queue_pause(context: click.Context, /, duration: str, reason: str, job: str,
     """Send nothing from these queues (SITE/VMTA, `*` is any text) until they are resumed; with --job nothing of a job.
 
     What is being sent is finished. A wildcard also stands for queues that come later, a job for mail that does."""
-    wanted = Switch(PAUSE, who() + (f": {reason}" if reason else ""), until(duration))
+    wanted = Switch(PAUSE, who() + (f": {reason}" if reason else ""), until(context, duration))
     if job:
         turn_job(context, Named(**named), job, wanted, "paused", "pause")
     else:
@@ -218,7 +221,7 @@ def queue_mode(context: click.Context, /, mode: str, duration: str, reason: str,
     if duration and mode == NORMAL:
         raise UsageError("--for goes with mode backoff only")
     text = who() + (f": {reason}" if reason else "")
-    turn_all(context, Named(**named), Switch(mode, text, until(duration)), mode, f"put into mode {mode}")
+    turn_all(context, Named(**named), Switch(mode, text, until(context, duration)), mode, f"put into mode {mode}")
 
 
 @queue.command("retry")
@@ -346,7 +349,7 @@ def source_disable(
     """Use a source address no more: for all queues, or for QUEUE. Mail goes out by the VMTA's other addresses, or
     waits."""
     text = who() + (f": {reason}" if reason else "")
-    switch_source(context, address, queue_name.lower(), Switch(DISABLE, text, until(duration)), as_json)
+    switch_source(context, address, queue_name.lower(), Switch(DISABLE, text, until(context, duration)), as_json)
 
 
 @source.command("enable")

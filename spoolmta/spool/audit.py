@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from spoolmta import disk, entry, journal, message
+from spoolmta import clock, disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.journal import Record
 from spoolmta.model import Envelope, Outcome, Struct
@@ -82,7 +82,7 @@ def audit(layout: Layout) -> Audit:
 
 
 def _look(layout: Layout, running: bool) -> Audit:
-    before = time.time() - SETTLING if running else math.inf
+    before = clock.now() - SETTLING if running else math.inf
     # Not `<vmta>.log.<pid>.new`, which a crash in the middle of a compaction leaves.
     files = sorted(file for file in os.listdir(layout.path("journal")) if file.endswith(".log"))
     intake = [journal.read(layout.path("journal", file)) for file in files if INTAKE_JOURNAL.fullmatch(file)]

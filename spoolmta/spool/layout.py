@@ -69,6 +69,11 @@ class Layout(Struct, frozen=True):
         return self.root + "/run/lock"
 
     @property
+    def clock(self) -> str:
+        """What the clock of the running system is."""
+        return self.root + "/run/clock"
+
+    @property
     def control(self) -> str:
         return self.root + "/run/control"
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spoolmta import standin
 from tests.support.crash import CrashMta, by_recipient
 from tests.support.mta import BASE, World
 
@@ -18,6 +20,9 @@ CONFIG = """\
 smtp-hosts = ["[{host}]:{port}"]
 max-rcpt-per-transaction = 2
 connection-idle-timeout = "10s"
+[domain."later.test"]
+retry-recipients-after = ["1h"]
+connection-idle-timeout = "0s"
 [vmta.one]
 [vmta.two]
 """
@@ -57,6 +62,17 @@ def test_mail_that_comes_while_its_vmta_falls_asleep_wakes_it_again(tmp_path: Pa
         mta.wait_for((mta.spool / "state" / "one").exists)
         mta.drop("y@a.test", vmta="one")
         mta.wait_for(lambda: mta.count("d") == 2)
+
+
+def test_mail_that_is_to_be_tried_now_while_its_vmta_falls_asleep_is_tried(tmp_path: Path) -> None:
+    """The due time that the next process goes by is in the name of the entry."""
+    with system(tmp_path, sleep_after="0s") as (_, mta):
+        for number in range(12):
+            mta.drop(f"once-451-{number}@later.test", vmta="one")
+            mta.wait_for(lambda: mta.count("t") == number + 1)  # noqa: B023
+            time.sleep(0.004 * number)
+            standin.retry(mta.layout, "one", "*")
+            mta.wait_for(lambda: mta.count("d") == number + 1, 10)  # noqa: B023
 
 
 def test_a_long_list_of_recipients_is_journalled_transaction_by_transaction(tmp_path: Path) -> None:

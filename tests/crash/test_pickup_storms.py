@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mta import Mta, World
+from tests.support.torture import tell
 
 Drop = Callable[[Path, Path, bytes], None]
 
@@ -82,7 +83,8 @@ def test_every_file_of_a_storm_is_taken_exactly_once(tmp_path: Path, count: int)
         dropped = time.monotonic() - began
         os.kill(intake, signal.SIGCONT)
         assert_each_taken_once(mta, count)
-        print(f"{count} files dropped in {dropped:.1f} s, taken within {time.monotonic() - began - dropped:.1f} s")
+        taken = time.monotonic() - began - dropped
+        tell(f"a storm of {count} files", "each taken once", f"dropped in {dropped:.1f} s, taken {taken:.1f} s later")
 
 
 def test_a_folder_that_is_removed_and_made_anew_in_a_storm_loses_only_what_was_removed(tmp_path: Path) -> None:

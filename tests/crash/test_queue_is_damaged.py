@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mta import World
+from tests.support.torture import tell
 
 Damage = Callable[[Path, random.Random], None]
 
@@ -109,6 +110,8 @@ def test_damaged_files_are_put_aside_and_all_others_are_delivered(tmp_path: Path
         mta.wait_for(lambda: mta.audit()["quarantined"] == total // 2, 60)
         mta.wait_for(lambda: len(list((mta.spool / "corrupt").glob("*.reason"))) == total // 2)
         audit = mta.audit()
+        told = f"{audit['delivered']} delivered, {audit['quarantined']} put aside"
+        tell(f"{total} queue files, every other one damaged", f"{total // 2} and {total // 2}", told)
         assert audit["balanced"], audit
         assert (audit["accepted"], audit["delivered"], audit["queued"]) == (total, total // 2, 0)
         assert len(world.received()) == len({line["test_id"] for line in world.received()}) == total // 2

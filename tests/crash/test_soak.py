@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.support.mta import Mta, World
+from tests.support.torture import tell
 
 MESSAGES = int(os.environ.get("SPOOLMTA_SOAK_MESSAGES", 200_000))
 STEPS = 10
@@ -71,6 +72,11 @@ def test_nothing_grows_in_a_long_run(tmp_path: Path) -> None:
             table.append(Figures(mta))
             print(f"{goal:8} {time.monotonic() - began:7.0f} {table[-1]}", flush=True)
         first, last = table[1], table[-1]
+        tell(
+            f"{MESSAGES} messages: memory; descriptors; zombies",
+            "as in the beginning",
+            f"{last.memory:.0f} MiB ({first.memory:.0f}); {last.descriptors} ({first.descriptors}); {last.zombies}",
+        )
         assert last.zombies == 0
         assert (last.processes, last.threads, last.folders) == (first.processes, first.threads, first.folders)
         assert last.descriptors <= first.descriptors + 4

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
-from collections.abc import Awaitable, Callable
+import resource
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from spoolmta import descriptors
 from spoolmta.model import DomainPolicy, Failure, FailureKind, Host
 from spoolmta.resolver import Resolver, Route, Unroutable
 from spoolmta.testdns import DnsServer
@@ -28,6 +31,7 @@ ZONES: dict[str, object] = {
     "sf.test": "SERVFAIL",
     "no.test": "REFUSED",
     "silent.test": "DROP",
+    "garbage.test": "GARBAGE",
     "slow.test": {"delay": 0.2, "MX": ["10 mx1.good.test."]},
     "v4only.test": {"A": ["127.0.0.5"]},
     "sick.test": {"A": "SERVFAIL"},
@@ -204,5 +208,53 @@ def test_a_domain_that_only_looks_like_the_folder_of_a_literal_is_a_domain() -> 
         assert await resolver.route("ip-api.com", POLICY) == Route(
             (Host("mx1.good.test"),), frozenset({"mx1.good.test"})
         )
+
+    play(story)
+
+
+@pytest.fixture
+def few_questions() -> Iterator[None]:
+    """A process that may ask eight at a time: four new ones, three that keep it waiting."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors.OWN + 8 * descriptors.QUESTIONS, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("few_questions")
+def test_a_question_waits_for_silent_name_servers_only_once_and_then_not_at_all() -> None:
+    async def story(server: DnsServer, resolver: Resolver) -> None:
+        loop = asyncio.get_running_loop()
+        silent = [asyncio.ensure_future(resolver.look_up(f"{n}.silent.test", "MX")) for n in range(5)]
+        await asyncio.sleep(0)
+        began = loop.time()
+        assert (await resolver.look_up("good.test", "MX")).records
+        assert 0.9 < loop.time() - began < 3, "it is new, as four that went first, and they have a second"
+        assert not any(question.done() for question in silent)
+        assert {(await question).is_late for question in silent} == {True}
+        again = [asyncio.ensure_future(resolver._ask(f"{n}.silent.test", "MX")) for n in range(5)]
+        await asyncio.sleep(0)
+        began = loop.time()
+        assert (await resolver.look_up("plain.test", "A")).records
+        assert (await resolver._ask("good.test", "MX")).records
+        assert loop.time() - began < 0.5, "those that kept us waiting keep nobody else waiting"
+        assert server.count("0.silent.test") == 3
+        for question in again:
+            question.cancel()
+
+    play(story)
+
+
+def test_a_question_that_fails_leaves_nothing_for_the_collector() -> None:
+    async def story(_: DnsServer, resolver: Resolver) -> None:
+        names = [f"{n}.{name}" for n in range(10) for name in ("silent.test", "garbage.test", "sf.test")]
+        gc.collect()
+        gc.disable()
+        try:
+            found = await asyncio.gather(*(resolver.look_up(name, "MX") for name in names))
+            assert {one.failure for one in found} == {FailureKind.DNS_TEMPORARY}
+            assert gc.collect() < 100
+        finally:
+            gc.enable()
 
     play(story)

@@ -13,6 +13,7 @@ from spoolmta.arrivals import QUIET, Folder
 from spoolmta.model import Source
 from spoolmta.pickup import GRACE
 from tests.support.mta import Mta, World
+from tests.support.torture import tell
 
 
 class System:
@@ -201,5 +202,6 @@ def test_after_a_minute_a_second_link_is_copied_and_the_others_are_refused(syste
         assert (bad / nothing.name).with_suffix(".reason").read_text() == "is empty\n"
         reason = (bad / still_open.name).with_suffix(".reason").read_text()
         assert reason == "is still open for writing after 60 seconds\n"
+    tell("files that are not whole after a minute", "copied or refused", "1 copied, 2 refused")
     for path in bad.iterdir():
         path.unlink()

@@ -36,6 +36,9 @@ ZONES: dict[str, object] = {
     "sf.test": "SERVFAIL",
     "no.test": "REFUSED",
     "silent.test": "DROP",
+    "forged.test": "OTHER-ID",
+    "mixed.test": "OTHER-NAME",
+    "noise.test": "GARBAGE",
     "half.test": {"MX": "SERVFAIL", "A": ["127.0.0.4"]},
     "slow.test": {"delay": 0.3, "A": ["127.0.0.3"]},
     "big.test": {"A": [f"127.0.1.{number}" for number in range(200)], "TXT": ["x" * 600]},
@@ -145,6 +148,12 @@ def test_a_delayed_answer_comes_later_and_a_dropped_one_never(server: Running) -
     assert server.texts("slow.test", "A") == ["127.0.0.3"]
     with pytest.raises(dns.exception.Timeout):
         dns.query.udp(dns.message.make_query("silent.test", "A"), server.host, 0.1, int(server.port))
+
+
+@pytest.mark.parametrize("name", ["forged.test", "mixed.test", "noise.test", "below.forged.test"])
+def test_an_answer_that_is_none_is_not_taken_for_one(server: Running, name: str) -> None:
+    with pytest.raises(dns.query.BadResponse if "noise" not in name else dns.exception.DNSException):
+        server.query(name)
 
 
 def test_questions_are_counted_by_name_and_type(server: Running) -> None:

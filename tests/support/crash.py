@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -294,10 +295,16 @@ class CrashMta(Mta):
         return letters
 
     def left_over(self) -> list[str]:
-        """Mail that lies anywhere in the spool."""
-        folders = ("pickup", "incoming", "queue", "corrupt", "bad")
-        found = [path for folder in folders for path in (self.spool / folder).rglob("*") if path.is_file()]
-        return [str(path.relative_to(self.spool)) for path in found]
+        """Mail that lies anywhere in the spool, whose folders come and go while we look."""
+        tops = ("pickup", "incoming", "queue", "corrupt", "bad")
+        walks = (os.walk(self.spool / top) for top in tops)
+        found = [os.path.join(folder, name) for walk in walks for folder, _, names in walk for name in names]
+        return [os.path.relpath(path, self.spool) for path in found]
+
+
+def crash_seed() -> int:
+    """SPOOLMTA_CRASH_SEED, or a new one."""
+    return int(os.environ.get("SPOOLMTA_CRASH_SEED", "0")) or random.randrange(1, 1 << 31)
 
 
 class Delivered(NamedTuple):

@@ -282,8 +282,8 @@ class Mta:
         for file in [*sorted(folder.glob("acct-*.csv")), folder / "acct.csv"]:
             if file.exists():
                 with open(file, newline="", encoding="utf-8") as stream:
-                    rows += csv.DictReader(stream)
-        return [row for row in rows if not kinds or row["type"] in kinds]
+                    rows += (row for row in csv.DictReader(stream) if not kinds or row["type"] in kinds)
+        return rows
 
     def count(self, *kinds: str) -> int:
         return len(self.rows(*kinds))

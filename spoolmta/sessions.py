@@ -62,7 +62,7 @@ class Sessions:
         waiting = group.demand(math.ceil((len(group.sessions) + room) * carries))
         wanted = concurrency.useful(waiting, carries, map(self.all.__getitem__, group.sessions), now)
         if wanted < room:
-            self._agenda.arm(now + concurrency.WITHIN, group.site)
+            self._agenda.arm(now + concurrency.HANGS, group.site)
         return wanted
 
     def _begin(self, site: Site, group: Group, now: float, actions: list[Action]) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolmta.action import Assign, Close, Locate, Open
-from spoolmta.concurrency import WITHIN, carries, note_pace
+from spoolmta.concurrency import HANGS, WITHIN, carries, note_pace
 from spoolmta.condition import Condition
 from spoolmta.limits import Limits
 from spoolmta.model import DomainPolicy
@@ -81,7 +81,7 @@ def test_mail_is_gone_about_as_soon_as_with_all_the_sessions_there_may_be(second
     ideal = math.ceil(count / LIMIT) * seconds
     receiver = Receiver(seconds)
     receiver.add(count)
-    receiver.run(START + ideal + slow_start + 2 * WITHIN)
+    receiver.run(START + ideal + slow_start + 2 * HANGS)
     assert receiver.sent == count
 
 
@@ -103,7 +103,7 @@ def test_behind_a_session_that_hangs_nobody_waits(seconds: float) -> None:
     receiver.run(START + 1)
     receiver.hangs = 1
     receiver.add(6)
-    receiver.run(receiver.now + 2 * WITHIN + 10 * seconds)
+    receiver.run(receiver.now + 2 * HANGS + 10 * seconds)
     assert receiver.sent == 6
 
 

@@ -31,8 +31,8 @@ ENOUGH = 3
 
 
 WITHIN = 0.03
-"""Seconds in which the mail that waits should be gone. With 0.1 there are so few sessions that each turn of the loop has
-little to do, and costs more a message; with 0.01 as many as without this."""
+"""Seconds in which the mail that waits should be gone. With 0.1 there are so few sessions that each turn of the loop
+has little to do, and costs more a message; with 0.01 as many as without this."""
 HANGS = 0.1
 
 

@@ -6,6 +6,7 @@ COMPILED := build/compiled
 # Tests that replace functions which compiled code calls directly, and the tests of the sources.
 NOT_COMPILED := tests/meta tests/crash/test_every_arrow.py tests/crash/test_handing_over.py \
 	tests/crash/test_lost_hints.py tests/crash/test_reports_survive.py
+TESTS := tests
 BREAKS_PROMISES := tests/crash/test_power_cut.py::test_the_oracle_finds_what_a_broken_promise_loses
 SOURCES := $(shell find spoolmta -name '*.py')
 
@@ -41,7 +42,7 @@ test-compiled: compiled ## The same tests on what `make compiled` has made
 	rm -rf $(COMPILED)/tree && mkdir $(COMPILED)/tree
 	cp -r tests scripts etc README.md pyproject.toml setup.py $(COMPILED)/tree
 	cd $(COMPILED)/tree && ../bin/python -m pytest -n 4 --dist loadfile -m 'not torture and not interop' \
-		$(addprefix --ignore ,$(NOT_COMPILED)) --deselect $(BREAKS_PROMISES)
+		$(addprefix --ignore ,$(NOT_COMPILED)) --deselect $(BREAKS_PROMISES) $(TESTS)
 
 check: install ## Lint and types
 	$(BIN)/ruff check .

@@ -174,16 +174,21 @@ def incoming_path(layout: Layout, name: EntryName, vmta: str) -> str:
     return f"{layout.incoming}/{name.folder}/{file}"
 
 
+TRIES = 20
+"""Far more than a race for a folder can take."""
+
+
 def put(place: Callable[[str, str], None], source: str, target: str) -> None:
-    """Rename or link into a domain folder, making it where it is missing (its VMTA removes folders long empty)."""
-    for _ in range(3):
+    """Rename or link into a domain folder, making it where it is missing (its VMTA removes folders long empty). That
+    the target exists is only said of the target: who hears it takes the message for enqueued."""
+    for _ in range(TRIES):
         try:
             return place(source, target)
         except FileNotFoundError:
             try:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
-            except FileNotFoundError:
-                pass  # removed between two steps of making it
+            except (FileNotFoundError, FileExistsError):
+                pass  # removed between two steps of making it, or found there and removed before it was looked at
     return place(source, target)
 
 

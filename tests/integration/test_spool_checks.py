@@ -171,9 +171,12 @@ def test_empty_folders_are_removed_and_made_anew_by_two_processes_at_once(spool:
     with spool_kit.run(RACES, str(spool.root), str(count)) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        for _ in range(count):
-            spool.take("u@a.test")
-        removed = int(process.stdout.readline())
-        assert process.wait(timeout=30) == 0
+        try:
+            for _ in range(count):
+                spool.take("u@a.test")
+            removed = int(process.stdout.readline())
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()  # or it would wait for ever for what did not come
     assert removed > 10
     spool.check_balance(count, delivered=count)

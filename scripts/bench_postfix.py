@@ -155,9 +155,9 @@ class Postfix:
             self._fed.stop()
             problems += self._fed.problems
             self._fed = None
-        self.stop()
-        if problems:
+        if problems:  # while its log's process runs, without which postsuper may not write there
             run_quietly(find_program("postsuper"), "-c", self.config, "-d", "ALL")
+        self.stop()
         return problems
 
     def stop(self) -> None:

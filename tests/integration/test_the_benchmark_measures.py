@@ -116,6 +116,7 @@ def test_a_short_round_through_tls_counts(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
     command = [sys.executable, str(SCRIPTS / "bench.py"), "--no-postfix", "--dir", str(tmp_path), "--rows", "tls"]
     command += ["--pairs", "1", "--seconds", "0.1", "--sink-port", str(free_port()), "--json", str(table)]
+    command += ["--spoolmta", str(Path(sys.executable).parent / "spoolmta")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = json.loads(table.read_text()) if table.exists() else {}
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ class Spoolmta:
 
     def __init__(self, base: Path, program: Path, sink_port: int, records: list[str], max_smtp_out: int) -> None:
         if not program.exists():
-            raise BenchError(f"there is no {program}: install the project first, or give --spoolmta or --no-spoolmta")
+            raise BenchError(f"there is no {program}: install the project first, or give --spoolmta")
         self.base, self.program, self.sink_port = base, program.absolute(), sink_port
         self.records, self.max_smtp_out = records, max_smtp_out
         self.spool, self.config = base / "spool", base / "spoolmta.toml"

@@ -8,6 +8,7 @@
 | `queue/<vmta>/<domain>/new/` | committed | the VMTA's scan finds it |
 
 Order, for a batch: claims (renames), journal lines, one sync, accounting rows, renames or links into the queue, hints.
+While one batch is synced the next is claimed, and the one before it goes into the queue.
 Doing the last steps twice writes the same names, because the id is fixed by the claim.
 """
 

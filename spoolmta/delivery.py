@@ -271,8 +271,11 @@ class Delivery:
             self._keep_state()
 
     def reconfigure(self, config: Config) -> None:
-        """A new configuration, between two turns. Connections stay; limits hold from now on."""
-        self._vmta = config.vmtas.get(self._vmta.name, self._vmta)
+        """A new configuration, between two turns. Connections stay; limits hold from now on. One without this VMTA
+        changes nothing: its mail would go by the policy of all, from any address, until the process is ended."""
+        if self._vmta.name not in config.vmtas:
+            return
+        self._vmta = config.vmtas[self._vmta.name]
         before = self._table
         self._configure(config)
         self._passage.reconfigure(config)

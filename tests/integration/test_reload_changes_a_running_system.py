@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from spoolmta.config import load
 from tests.integration.scenario import drop, from_source, to
 from tests.support.mta import Mta, World
 
@@ -99,6 +102,24 @@ def test_a_wrong_file_changes_nothing_and_is_told_with_its_lines(system: tuple[W
     mta.config_file.write_text(right)
     assert moved.returncode != 0
     assert mta.command("status").returncode == 0
+
+
+def test_a_vmta_taken_out_sends_nothing_by_the_policy_of_all_until_its_process_is_ended(
+    system: tuple[World, Mta],
+) -> None:
+    _, mta = system
+    without = mta.config_file.with_name("without.toml")
+    whole = mta.config_file.read_text()
+    without.write_text(whole.replace(CONFIG[CONFIG.index("[vmta.leaving]") :], ""))
+    ours = mta.spool / "run" / "config"
+    before = ours.read_bytes()
+    ours.write_bytes(pickle.dumps(load(str(without))))
+    os.kill(mta.vmta("leaving")["pid"], signal.SIGHUP)
+    tried = mta.count("tq")
+    drop(mta, "user@second.test", vmta="leaving")
+    mta.wait_for(lambda: mta.count("tq") == tried + 1)
+    ours.write_bytes(before)
+    assert to(mta, "user@kept.test") == to(mta, "user@second.test") == []
 
 
 def test_a_vmta_taken_out_keeps_its_mail_and_is_warned_of(system: tuple[World, Mta]) -> None:

@@ -16,6 +16,8 @@ COMPILED = """
     smtp/wire smtp/transaction smtp/allowance
     clock processor shared journal accounting control transport spool/partition spool/intake
     lane ledger inflow carrier pickup delivery
+    smtp/client smtp/starttls smtp/auth protection opener resolver commons common survey passage standing rerouting
+    mailer agenda policy
 """.split()
 
 

@@ -1,8 +1,10 @@
 """What the mail of the benchmark looks like: the same for both systems, as a pickup file or as an SMTP transaction.
 
 A message is known by its number. Consecutive numbers go over all VMTAs and domains in turn; after `kinds` numbers they
-begin anew. In a mix the local part says what becomes of a message, and `bench_sink` obeys it: `gone...` is refused for
-good, `later...` for the time being every other time it is tried, everything else is taken.
+begin anew. In a mix VMTA and domain are drawn instead, and domains have shares as in a real list, where a few large
+receivers have most of the addresses: the n-th of them 1/n of the first (of 200, the ten largest have half the mail, the
+hundred smallest an eighth). The local part says what becomes of a message, and `bench_sink` obeys it: `gone...` is
+refused for good, `later...` for the time being every other time it is tried, everything else is taken.
 """
 
 import random
@@ -66,9 +68,13 @@ class Mail:
         self.body = (LINE * (work.size // len(LINE) + 1))[: work.size - 1] + b"\n"
         self._heads: dict[int, bytes] = {}
         self._users = ["user"] * work.kinds
+        self._places: list[tuple[int, int]] = []
         if work.mixed:
             chance = random.Random(1)
             self._users = [draw_user(chance.random()) for _ in range(work.kinds)]
+            shares = [1 / rank for rank in range(1, work.domains + 1)]
+            drawn = chance.choices(range(work.domains), shares, k=work.kinds)
+            self._places = [(kind % work.vmtas, domain) for kind, domain in enumerate(drawn)]
 
     def __repr__(self) -> str:
         return f"Mail({self.work!r})"
@@ -77,7 +83,10 @@ class Mail:
         return number // self.work.run % self.work.kinds
 
     def place(self, kind: int) -> tuple[int, int]:
-        """VMTA and domain: the more numerous of the two changes from kind to kind, and all pairs come up."""
+        """VMTA and domain: the more numerous of the two changes from kind to kind, and all pairs come up; in a mix the
+        domain is drawn."""
+        if self._places:
+            return self._places[kind]
         vmtas, domains = self.work.vmtas, self.work.domains
         if domains > vmtas:
             return (kind % domains + kind // domains) % vmtas, kind % domains

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from spoolmta.model import UNLIMITED, DomainPolicy, Failure, Rate, Struct
+import msgspec
+
+from spoolmta.model import UNLIMITED, DomainPolicy, Failure, Rate
 
 
-class Locate(Struct, frozen=True):
+class Locate(msgspec.Struct, frozen=True):
     """Find the site of a domain; answer with `located`, `unlocated` or `condemned`."""
 
     domain: str
 
 
-class Open(Struct, frozen=True):
+class Open(msgspec.Struct, frozen=True):
     """Open a session to a site, found by way of `domain`, from one of `sources` (at most one of each IP version; none
     leaves it to the system); answer with `opened` or `open_failed`."""
 
@@ -21,7 +23,7 @@ class Open(Struct, frozen=True):
     sources: tuple[str, ...] = ()
 
 
-class Assign(Struct, frozen=True):
+class Assign(msgspec.Struct, frozen=True):
     """Send this entry on this session, to `most` of its recipients (0: all); answer with `finished`."""
 
     session: int
@@ -30,13 +32,13 @@ class Assign(Struct, frozen=True):
     most: int = 0
 
 
-class Close(Struct, frozen=True):
+class Close(msgspec.Struct, frozen=True):
     """End a session politely; it is already forgotten here."""
 
     session: int
 
 
-class Reject(Struct, frozen=True):
+class Reject(msgspec.Struct, frozen=True):
     """Settle this entry without trying: its domain takes no mail, or its queue was told to bounce."""
 
     domain: str
@@ -44,7 +46,7 @@ class Reject(Struct, frozen=True):
     failure: Failure
 
 
-class Expire(Struct, frozen=True):
+class Expire(msgspec.Struct, frozen=True):
     """This entry has waited for bounce-after; `reason` is why it could not be delivered."""
 
     domain: str
@@ -55,7 +57,7 @@ class Expire(Struct, frozen=True):
 Action = Locate | Open | Assign | Close | Reject | Expire
 
 
-class VmtaLimits(Struct, frozen=True):
+class VmtaLimits(msgspec.Struct, frozen=True):
     """What holds over all sites of the VMTA; `max_smtp_out` 0 means no limit. `sources` are its addresses."""
 
     max_smtp_out: int = 0

@@ -24,9 +24,11 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 
+import msgspec
+
 from spoolmta import dsn
 from spoolmta.condition import Event, EventKind
-from spoolmta.model import DomainPolicy, Struct
+from spoolmta.model import DomainPolicy
 
 INTERVAL = 60.0
 """Seconds between two mails to the same addresses."""
@@ -40,14 +42,14 @@ _MODES = frozenset({EventKind.BACKOFF, EventKind.RECOVERING, EventKind.NORMAL})
 _SOURCES = frozenset({EventKind.SOURCE_DISABLED, EventKind.SOURCE_ENABLED})
 
 
-class News(Struct, frozen=True):
+class News(msgspec.Struct, frozen=True):
     """An event of a queue (`SITE/VMTA`)."""
 
     queue: str
     event: Event
 
 
-class Alert(Struct):
+class Alert(msgspec.Struct):
     """One mail: to whom, of what; `more` events were left out."""
 
     to: tuple[str, ...]
@@ -55,7 +57,7 @@ class Alert(Struct):
     more: int = 0
 
 
-class Sender(Struct, frozen=True):
+class Sender(msgspec.Struct, frozen=True):
     """Who writes: a VMTA of the mail system `host`; `author` is the From header ("" for the usual one)."""
 
     vmta: str

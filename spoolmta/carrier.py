@@ -11,10 +11,12 @@ import logging
 import math
 from collections.abc import Callable
 
+import msgspec
+
 from spoolmta import entry, message, rate, reaction
 from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger, Way
-from spoolmta.model import Answer, DomainPolicy, Failure, Reply, ResponseAction, Stage, Struct
+from spoolmta.model import Answer, DomainPolicy, Failure, Reply, ResponseAction, Stage
 from spoolmta.opener import Ends, Opener
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Row
@@ -27,7 +29,7 @@ from spoolmta.trigger import Fired, Responses
 log = logging.getLogger("spoolmta")
 
 
-class Process(Struct, frozen=True):
+class Process(msgspec.Struct, frozen=True):
     """What the carrier needs of the process around it: what holds for a domain and at which site its mail is, the time,
     another turn of the loop, whether it is leaving, and what to do with a session that cannot carry another message."""
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from spoolmta import entry
 from spoolmta.control import SCAN, HintWriter
 from spoolmta.errors import TemporaryError
 from spoolmta.journal import SETTLED
 from spoolmta.ledger import Ledger, Way
-from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Stage, Struct
+from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Stage
 from spoolmta.opener import Ends
 from spoolmta.schedule import Scheduler
 from spoolmta.spool.layout import Layout
@@ -28,7 +30,7 @@ BATCH = 2000
 """Entries taken at once: a process does nothing else meanwhile (about a third of a second)."""
 
 
-class Chosen(Struct, frozen=True, array_like=True):
+class Chosen(msgspec.Struct, frozen=True, array_like=True):
     """An entry the operator means, by domain and name. `addresses`: for a removal the recipients that are meant, in
     lower case, none for all; for a move those the other VMTA knows to be settled."""
 
@@ -37,7 +39,7 @@ class Chosen(Struct, frozen=True, array_like=True):
     addresses: list[str] = []
 
 
-class Learned(Struct, frozen=True, array_like=True):
+class Learned(msgspec.Struct, frozen=True, array_like=True):
     """A recipient that is settled: a line of another VMTA's journal."""
 
     id: str
@@ -46,7 +48,7 @@ class Learned(Struct, frozen=True, array_like=True):
     count: int
 
 
-class Outcome(Struct):
+class Outcome(msgspec.Struct):
     """What came of it; `skipped` are the ids of what was not there any more or was being sent."""
 
     messages: int = 0

@@ -7,13 +7,15 @@ import hashlib
 import ipaddress
 from collections.abc import Callable
 
+import msgspec
+
 from spoolmta import sharing
 from spoolmta.common import Common
-from spoolmta.model import UNLIMITED, Config, Rate, Struct
+from spoolmta.model import UNLIMITED, Config, Rate
 from spoolmta.spool.layout import Layout
 
 
-class Terms(Struct, frozen=True):
+class Terms(msgspec.Struct, frozen=True):
     """One shared limit, as configured: the file it is counted in, what it is called, and its numbers."""
 
     file: str

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import config, response
-from spoolmta.model import Change, DomainPolicy, Rate, Struct
+from spoolmta.model import Change, DomainPolicy, Rate
 
 MAX_REMEMBERED = 10_000
 """Conditions of sites without mail that are kept; the oldest go first."""
@@ -40,7 +40,7 @@ _BACKED_OFF = {
 }
 
 
-class Override(Struct):
+class Override(msgspec.Struct):
     """One limit that a rule set: to `value`, or to `factor` of what it is but not below `floor`. Both are as they stand
     in the configuration ("" for none), for the state file."""
 
@@ -77,7 +77,7 @@ class EventKind(enum.Enum):
     __hash__ = object.__hash__
 
 
-class Event(Struct, omit_defaults=True):
+class Event(msgspec.Struct, omit_defaults=True):
     """Something that changed, when (Unix seconds) and why; `address` where it is about a source address."""
 
     time: float
@@ -86,14 +86,14 @@ class Event(Struct, omit_defaults=True):
     address: str = ""
 
 
-class Hold(Struct):
+class Hold(msgspec.Struct):
     """Something that is held until a time (FOREVER: until somebody lets it go), and why."""
 
     until: float
     reason: str
 
 
-class Condition(Struct, omit_defaults=True):
+class Condition(msgspec.Struct, omit_defaults=True):
     """Times are Unix seconds. `blocked_until`: nothing is opened before. `window`: sessions the site seems to bear, 0
     where that is not known. `disabled`: source addresses that are not used here. `events` are the last of `noted`, of
     which the first `told` have been told to the operator."""

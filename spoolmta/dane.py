@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from spoolmta.model import Struct
+import msgspec
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -30,7 +30,7 @@ MAX_CHAIN = 10
 _DIGESTS = {1: ("sha256", 32), 2: ("sha512", 64)}
 
 
-class Tlsa(Struct, frozen=True):
+class Tlsa(msgspec.Struct, frozen=True):
     """One record: `usage` 3 or 2, `selector` 0 (the certificate) or 1 (its key), `matching` 0 (exactly), 1 (SHA-256)
     or 2 (SHA-512) of `data`."""
 

@@ -17,9 +17,11 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+import msgspec
+
 from spoolmta import dealing, warming
 from spoolmta.markers import Board
-from spoolmta.model import Config, Pool, Struct
+from spoolmta.model import Config, Pool
 from spoolmta.spool.layout import Layout
 from spoolmta.tally import FIRST_DAY, LAST_DAY, NUMBER, Tally
 from spoolmta.warming import Hosts, Plans
@@ -28,7 +30,7 @@ PROBE = 60.0
 """Seconds between two messages to a member that is passed over but must be tried, for each site, pool and process."""
 
 
-class Dealt(Struct, frozen=True):
+class Dealt(msgspec.Struct, frozen=True):
     """Who takes a message; `pool` is "" where it was not dealt out. `counted` are the numbers it was counted in."""
 
     vmta: str

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import msgspec
+
 from spoolmta.condition import BACKOFF, FOREVER, Condition, is_over
-from spoolmta.model import Struct
 
 BACK = 100
 """Messages a member that was passed over gets back when it returns. A pause of a moment costs it nothing; after
@@ -38,7 +39,7 @@ def choose(weights: Sequence[int], owed: list[int], free: Sequence[bool]) -> int
     return chosen
 
 
-class Absence(Struct, frozen=True):
+class Absence(msgspec.Struct, frozen=True):
     """Why a member wants no mail for a site, and until when (Unix seconds, FOREVER where the end is not known).
     `is_probed`: only an answer to a message, or a person, can end it."""
 

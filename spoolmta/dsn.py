@@ -19,7 +19,8 @@ import re
 import textwrap
 from typing import Literal
 
-from spoolmta.model import Struct
+import msgspec
+
 from spoolmta.notify import Action
 
 Format = Literal["standard", "plain-text"]
@@ -41,7 +42,7 @@ _XTEXT = re.compile(r"(?:\+[0-9A-F]{2})+")
 _HEADER_END = re.compile(rb"(?:\A|\r\n)\r\n")
 
 
-class Fact(Struct, frozen=True, kw_only=True):
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one recipient. `said` is the reply (`550 5.1.1 no such user`) if `is_reply`, else our own words;
     `mta` is the host that said it, "" if none did. Times are Unix seconds; `retry_until` 0 where it is not tried
     again. `orcpt` is as it came, type and xtext."""
@@ -56,7 +57,7 @@ class Fact(Struct, frozen=True, kw_only=True):
     retry_until: float = 0.0
 
 
-class Report(Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One DSN. `sender` is the return path it goes to; `host` our host-name; `id` that of the DSN, `original_id` the
     msgId of the message it speaks of; `boundary` a word nobody can guess; `author` the From header ("" for the usual
     one); `content` the message as it goes on the wire (CRLF line ends)."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import ipaddress
 
+import msgspec
+
 from spoolmta.derived import derived
-from spoolmta.model import Config, Struct
+from spoolmta.model import Config
 
 
-class Here(Struct, frozen=True):
+class Here(msgspec.Struct, frozen=True):
     """What we are called, and where we send from. `allows_loopback`: a host on this machine is somebody else."""
 
     names: frozenset[str] = frozenset()

@@ -15,9 +15,11 @@ import logging
 import os
 import time
 
+import msgspec
+
 from spoolmta import accounting, disk, entry, record, verdict
 from spoolmta.errors import SpoolError
-from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Struct
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
 from spoolmta.reminder import Reminder
@@ -39,7 +41,7 @@ _COUNTED = {
 }
 
 
-class Way(Struct, frozen=True):
+class Way(msgspec.Struct, frozen=True):
     """How a transaction went out: both ends, what the host offered, the size sent, the site."""
 
     ends: Ends

@@ -10,14 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from spoolmta.model import Config, Struct
+import msgspec
+
+from spoolmta.model import Config
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 AT_ONCE = 8
 """Processes started before the supervisor looks at its questions and signals again: a thousand take a minute."""
 
 
-class Health(Struct, frozen=True):
+class Health(msgspec.Struct, frozen=True):
     """How often in a row a role died without having worked, and when it may start again (0: at once)."""
 
     deaths: int = 0
@@ -34,7 +36,7 @@ def after_exit(health: Health, *, clean: bool, worked: bool, now: float) -> Heal
     return Health(health.deaths + 1, now + pause)
 
 
-class Change(Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True):
     """What a reload does to the VMTAs."""
 
     added: tuple[str, ...]

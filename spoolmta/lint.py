@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from spoolmta import pattern
-from spoolmta.model import Config, ResponseRule, Stage, Struct
+from spoolmta.model import Config, ResponseRule, Stage
 from spoolmta.response import matches, rules_for
 
 _SAMPLE = re.compile(r"#\s*sample(?: at (\w+))?:\s*(.*\S)\s*")
@@ -27,7 +27,7 @@ _HEADER = re.compile(r"\[\[(?:.*\.)?\s*response\s*\]\]\s*(?:#.*)?")
 _STAGES = {stage.name.lower(): stage for stage in Stage}
 
 
-class Sample(Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True):
     """One reply as a text. `line` is that of the `[[response]]` it belongs to (0: none); `stage` None: any."""
 
     text: str
@@ -36,7 +36,7 @@ class Sample(Struct, frozen=True):
     line: int = 0
 
 
-class Finding(Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True):
     """What is wrong with one rule."""
 
     rule: ResponseRule

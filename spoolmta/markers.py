@@ -16,7 +16,6 @@ import time
 import msgspec
 
 from spoolmta import disk
-from spoolmta.model import Struct
 from spoolmta.spool.layout import Layout
 
 EVERYWHERE = "*"
@@ -25,7 +24,7 @@ FRESH = 1.0
 _MAX_NAME = 200
 
 
-class Marker(Struct, frozen=True, omit_defaults=True):
+class Marker(msgspec.Struct, frozen=True, omit_defaults=True):
     """Times are Unix seconds, `until` 0 for an end that is not known. `is_probed`: a message now and then should go
     there nevertheless, because only an answer can end it. `domains` are those of the site, with when each was first
     listed."""
@@ -92,7 +91,7 @@ def _file(site: str) -> str:
     return hashlib.blake2b(site.encode(), digest_size=16).hexdigest()
 
 
-class _Page(Struct):
+class _Page(msgspec.Struct):
     """What was read of a member's markers, when (by the caller's clock), and how old the folder was then."""
 
     at: float

@@ -22,7 +22,6 @@ from spoolmta.model import (
     Reply,
     SourceHost,
     Stage,
-    Struct,
     Vmta,
 )
 from spoolmta.protection import Protection, Rules, problem
@@ -46,7 +45,7 @@ failure; where TLS is demanded it is tried all the same."""
 MAX_BROKEN = 10_000
 
 
-class Ends(Struct, frozen=True):
+class Ends(msgspec.Struct, frozen=True):
     """Both ends of a session, as the log shows them; empty where it did not come to that."""
 
     host: str = ""
@@ -56,7 +55,7 @@ class Ends(Struct, frozen=True):
     tls_cipher: str = ""
 
 
-class Opened(Struct, frozen=True):
+class Opened(msgspec.Struct, frozen=True):
     """A session that is ready for its first message. With a `refusal` it has an answer for every message already, the
     same for all, and sends nothing."""
 
@@ -67,7 +66,7 @@ class Opened(Struct, frozen=True):
     place: Place | None = None
 
 
-class NotOpened(Struct, frozen=True):
+class NotOpened(msgspec.Struct, frozen=True):
     """No host let us in: the last thing that was said or went wrong, and where. `is_held`: a limit that is shared with
     others kept us from asking one of them."""
 
@@ -109,7 +108,7 @@ def _everywhere(_host: str, _address: str, _source: str) -> Place | str:
     return Place([])
 
 
-class _Goal(Struct, frozen=True):
+class _Goal(msgspec.Struct, frozen=True):
     """One address of one host, and what a session there must have."""
 
     host: Host

@@ -14,7 +14,9 @@ import re
 import warnings
 from collections.abc import Iterator
 
-from spoolmta.model import Failure, Reply, Struct
+import msgspec
+
+from spoolmta.model import Failure, Reply
 
 MAX_TEXT = 2000
 """The longest of 436 real replies has 480 characters."""
@@ -42,7 +44,7 @@ class BadPattern(ValueError):
     """Why a pattern cannot be used, as one clause."""
 
 
-class Pattern(Struct, frozen=True):
+class Pattern(msgspec.Struct, frozen=True):
     """A regular expression, and how much of a text it may look at."""
 
     regex: re.Pattern[str]
@@ -101,7 +103,7 @@ def text_of(result: Reply | Failure) -> str:
     return f"{result.code} {' '.join(lines)}"[:MAX_TEXT]
 
 
-class _Atom(Struct, frozen=True):
+class _Atom(msgspec.Struct, frozen=True):
     """A piece of a pattern with its quantifier: it comes `least` to `most` times; possessive, it never gives back."""
 
     text: str
@@ -118,7 +120,7 @@ class _Atom(Struct, frozen=True):
         return self.text[0] == "(" and not self.text.startswith("(?#")
 
 
-class _Group(Struct):
+class _Group(msgspec.Struct):
     """What stands in a group: any choice that can be taken back, an endless one."""
 
     is_atomic: bool = False

@@ -6,8 +6,10 @@ import ipaddress
 import logging
 from datetime import UTC, datetime
 
+import msgspec
+
 from spoolmta import dane, sts
-from spoolmta.model import Config, DomainPolicy, Failure, FailureKind, Host, Struct
+from spoolmta.model import Config, DomainPolicy, Failure, FailureKind, Host
 from spoolmta.resolver import Resolver, Route
 from spoolmta.smtp import starttls
 from spoolmta.smtp.starttls import Demand, Level
@@ -20,7 +22,7 @@ log = logging.getLogger("spoolmta")
 MAX_TLSA = 20
 
 
-class Rules(Struct, frozen=True):
+class Rules(msgspec.Struct, frozen=True):
     """What holds for all hosts of one domain: its route, what the operator asks for, and its MTA-STS policy, if it is
     asked for and enforced."""
 

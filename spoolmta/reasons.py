@@ -5,19 +5,21 @@ Law. What the rules say last is what `selection.choose` chooses (or refuses).
 
 from __future__ import annotations
 
+import msgspec
+
 from spoolmta import address, selection
 from spoolmta.errors import MessageRefused
-from spoolmta.model import Config, Parsed, Select, Source, Struct
+from spoolmta.model import Config, Parsed, Select, Source
 
 
-class Reason(Struct, frozen=True):
+class Reason(msgspec.Struct, frozen=True):
     """One rule: the directive, and what it says to this message."""
 
     rule: str
     says: str
 
 
-class Choice(Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True):
     """The VMTA chosen, "" for a message that is refused; the pool it stands for, if it is a member of one; the
     priority; and why."""
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 
+import msgspec
+
 from spoolmta import bounce
-from spoolmta.model import Answer, Failure, FailureKind, Outcome, Recipient, Reply, Struct
+from spoolmta.model import Answer, Failure, FailureKind, Outcome, Recipient, Reply
 from spoolmta.verdict import Verdict
 
 
-class Attempt(Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True):
     """What is the same for all recipients of one transaction. Times are as the log writes them, addresses of both ends
     empty where there was no connection; `esmtp` is the comma list of what the host offered."""
 

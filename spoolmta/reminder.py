@@ -11,9 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import msgspec
+
 from spoolmta import entry, notify
 from spoolmta.dsn import Fact
-from spoolmta.model import Config, DomainPolicy, DomainTable, Failure, Recipient, Reply, Struct
+from spoolmta.model import Config, DomainPolicy, DomainTable, Failure, Recipient, Reply
 from spoolmta.reporter import Owner, Reporter, fact
 from spoolmta.spool.partition import Gone, Loaded, NotReady, Partition
 
@@ -28,7 +30,7 @@ SITES = 10_000
 """Sites whose last failure is remembered; a notice without one only says less."""
 
 
-class _Said(Struct, frozen=True):
+class _Said(msgspec.Struct, frozen=True):
     """The last thing that stood in the way."""
 
     result: Reply | Failure

@@ -26,7 +26,7 @@ import msgspec
 
 from spoolmta import accounting, bounce, dsn, entry, message, notify, record
 from spoolmta.dsn import Fact, Report
-from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Source, Struct
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply, Source
 from spoolmta.notify import Action
 from spoolmta.opener import Ends
 from spoolmta.spool.outbox import SOURCE, Outbox, Staged
@@ -38,7 +38,7 @@ MAX_UNWRITTEN = 1000
 TRY_AGAIN_NS = 1_000_000_000
 
 
-class Ended(Struct, frozen=True):
+class Ended(msgspec.Struct, frozen=True):
     """A recipient that is done, and what ended it; `row` is written with its journal line."""
 
     recipient: Recipient
@@ -47,7 +47,7 @@ class Ended(Struct, frozen=True):
     row: list[str]
 
 
-class _Subject(Struct, frozen=True):
+class _Subject(msgspec.Struct, frozen=True):
     """Whom a DSN goes to and what is noted when it is durable: `ended` recipients of the entry, or (`times`) that
     its sender was told of a delay."""
 
@@ -58,7 +58,7 @@ class _Subject(Struct, frozen=True):
     times: int = 0
 
 
-class _Unwritten(Struct, frozen=True):
+class _Unwritten(msgspec.Struct, frozen=True):
     """A DSN for which the disk has had no room yet."""
 
     id: str
@@ -66,7 +66,7 @@ class _Unwritten(Struct, frozen=True):
     subject: _Subject
 
 
-class _Waiting(Struct, frozen=True):
+class _Waiting(msgspec.Struct, frozen=True):
     """A DSN that is not durable yet. `since` is when it was whole (monotonic nanoseconds)."""
 
     staged: Staged
@@ -74,7 +74,7 @@ class _Waiting(Struct, frozen=True):
     subject: _Subject
 
 
-class Owner(Struct, frozen=True):
+class Owner(msgspec.Struct, frozen=True):
     """The process a DSN is written in: the policy and the site of a domain, and who hears of DSNs that have become
     entries (domain, name)."""
 

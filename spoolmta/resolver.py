@@ -24,10 +24,11 @@ import dns.nameserver
 import dns.rdata
 import dns.rdatatype
 import dns.resolver
+import msgspec
 
 from spoolmta import descriptors
 from spoolmta.here import Here
-from spoolmta.model import DomainPolicy, Failure, FailureKind, Host, Struct
+from spoolmta.model import DomainPolicy, Failure, FailureKind, Host
 from spoolmta.policy import PolicyTable
 from spoolmta.routing import Routing, routing
 
@@ -54,7 +55,7 @@ _HOST_NAME = re.compile(
 )
 
 
-class Route(Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True):
     """Where a domain's mail goes: its hosts, best first. `mx` are the hosts its MX records name; empty for a route
     that is no matter of them (smtp-hosts, an address). `is_secure`: the operator has named all hosts, or DNSSEC proves
     them."""
@@ -73,7 +74,7 @@ class Unroutable(Exception):
         self.retry_in = retry_in
 
 
-class Found(Struct, frozen=True):
+class Found(msgspec.Struct, frozen=True):
     """What one DNS question brought: the records as text (empty for NODATA), or why there are none. `is_secure`: a
     resolver that we trust has validated it by DNSSEC. `canonical` is the name at the end of its aliases. `is_late`: no
     answer came."""

@@ -9,14 +9,16 @@ of the name itself but for `queue_to`.
 
 from __future__ import annotations
 
-from spoolmta.model import DomainPolicy, Struct
+import msgspec
+
+from spoolmta.model import DomainPolicy
 from spoolmta.policy import PolicyTable
 from spoolmta.smtp.starttls import kept_apart
 
 _DEFAULTS = DomainPolicy()
 
 
-class Routing(Struct, frozen=True):
+class Routing(msgspec.Struct, frozen=True):
     """Whose mail a domain's is (`queue_to`, "" for its own), at which site, on what terms."""
 
     queue_to: str

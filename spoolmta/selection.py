@@ -10,13 +10,15 @@ Upper and lower case are the same, as in the domains of addresses, unless a patt
 
 from __future__ import annotations
 
+import msgspec
+
 from spoolmta import address, message
 from spoolmta.errors import MessageRefused
-from spoolmta.model import Config, Parsed, Select, Source, Struct
+from spoolmta.model import Config, Parsed, Select, Source
 from spoolmta.pattern import compiled
 
 
-class Choice(Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True):
     """`name` is a VMTA or a pool; `reason` are the words of the configuration that decided it."""
 
     name: str

@@ -18,7 +18,6 @@ import msgspec
 
 from spoolmta import disk, trigger
 from spoolmta.condition import Condition
-from spoolmta.model import Struct
 from spoolmta.rate import CELLS, Cells, is_remembered
 from spoolmta.spool.layout import Layout
 from spoolmta.switch import Order
@@ -28,7 +27,7 @@ _BYTES = 8 * _SLOT
 _FIRST_SLOTS = 16
 
 
-class State(Struct, frozen=True):
+class State(msgspec.Struct, frozen=True):
     """`wake` is in Unix seconds, 0 for never. `counts` are those of response rules (`trigger.State`). `orders` stand
     for sites that come later; `domains` are the sites of domains with mail, where a domain is not one by itself.
     `alerted`: when whom a mail about queues was sent to (`alert.Gathering`)."""

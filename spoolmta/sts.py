@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
 from spoolmta.dane import matches_name
-from spoolmta.model import Struct
 
 MAX_AGE = 31_557_600
 MAX_BODY = 65_536
@@ -36,7 +37,7 @@ class BadPolicy(ValueError):
     """What is wrong with a policy: one clause."""
 
 
-class Policy(Struct, frozen=True):
+class Policy(msgspec.Struct, frozen=True):
     """What a domain asks of those who send to it. `max_age` is in seconds."""
 
     mode: Mode
@@ -44,7 +45,7 @@ class Policy(Struct, frozen=True):
     max_age: int
 
 
-class Kept(Struct, frozen=True):
+class Kept(msgspec.Struct, frozen=True):
     """What is known of a domain: its policy and the id it was fetched for, if there is one; the last try to fetch.
     Times are Unix seconds."""
 

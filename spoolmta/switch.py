@@ -18,9 +18,11 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
+import msgspec
+
 from spoolmta import condition
 from spoolmta.condition import FOREVER, Condition, is_over
-from spoolmta.model import DomainPolicy, Struct
+from spoolmta.model import DomainPolicy
 
 PAUSE, RESUME, BACKOFF, NORMAL, DISABLE, ENABLE = "pause", "resume", "backoff", "normal", "disable", "enable"
 _ENDS = {RESUME: PAUSE, NORMAL: BACKOFF, ENABLE: DISABLE}
@@ -30,7 +32,7 @@ EVERYWHERE = "*"
 SWITCHES = frozenset((*_ENDS, *_ENDS.values()))
 
 
-class Switch(Struct, frozen=True):
+class Switch(msgspec.Struct, frozen=True):
     """One thing to do to a queue. `until` in Unix seconds, FOREVER (0) for no end; `address` is the source address
     of `disable` and `enable`; `job` the hash of the job that is paused or resumed, `job_name` what people call it."""
 
@@ -42,7 +44,7 @@ class Switch(Struct, frozen=True):
     job_name: str = ""
 
 
-class Order(Struct):
+class Order(msgspec.Struct):
     """A switch that stands for every site a pattern matches, except those of some patterns."""
 
     pattern: str

@@ -13,7 +13,9 @@ import ssl
 import warnings
 from collections.abc import Callable
 
-from spoolmta.model import DomainPolicy, Struct
+import msgspec
+
+from spoolmta.model import DomainPolicy
 from spoolmta.smtp.starttls import Level
 from spoolmta.tls_channel import HAS_CHAIN, Channel, explain
 
@@ -33,7 +35,7 @@ class Unloadable(Exception):
     """A certificate file of ours that cannot be used: our own trouble, one sentence."""
 
 
-class Terms(Struct, frozen=True):
+class Terms(msgspec.Struct, frozen=True):
     """What makes one context differ from another. `stamps` are the change times of the files, so that a renewed
     certificate is used without a reload."""
 
@@ -110,7 +112,7 @@ def warm_up() -> None:
         import cryptography.x509  # noqa: F401
 
 
-class Handshake(Struct, frozen=True):
+class Handshake(msgspec.Struct, frozen=True):
     """How one connection begins TLS; `problem` looks at what came of it and says what is wrong, "" for nothing."""
 
     context: ssl.SSLContext

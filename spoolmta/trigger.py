@@ -17,14 +17,14 @@ from collections.abc import Iterable
 import msgspec
 
 from spoolmta import pattern
-from spoolmta.model import Answer, Config, Failure, Reply, ResponseAction, ResponseRule, Struct
+from spoolmta.model import Answer, Config, Failure, Reply, ResponseAction, ResponseRule
 from spoolmta.response import Rules, all_rules, provider_of, rules_for
 
 BUCKETS = 64
 """A share looks back between 63/64 of its period and the whole: what it counts lies within the period for certain."""
 
 
-class Fired(Struct, frozen=True):
+class Fired(msgspec.Struct, frozen=True):
     """A rule fired: `at`, and until when it holds (None: until something else ends it); `text` is the answer that
     did it, `matches` how many there were within the trigger's period, `answers` of how many (0: nobody counted)."""
 
@@ -42,7 +42,7 @@ class Fired(Struct, frozen=True):
         return f"{self.rule.file}:{self.rule.line}: {self.text}{within}"
 
 
-class State(Struct):
+class State(msgspec.Struct):
     """What is exported, by rule id and then by place: the times of matches; [bucket, answers, matches] of shares."""
 
     counts: dict[str, dict[str, list[float]]] = {}

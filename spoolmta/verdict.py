@@ -24,11 +24,13 @@ A 5xx greeting defers by default: it speaks of our address, not of the recipient
 
 from __future__ import annotations
 
+import msgspec
+
 from spoolmta import bounce
-from spoolmta.model import Answer, DomainPolicy, FailureKind, Outcome, Reply, Ruling, Scope, Stage, Struct
+from spoolmta.model import Answer, DomainPolicy, FailureKind, Outcome, Reply, Ruling, Scope, Stage
 
 
-class Verdict(Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True):
     """`outcome` None means deferred. `possible_duplicate`: it may have been delivered all the same. `status`: what it
     means where the words of the answer do not say it."""
 

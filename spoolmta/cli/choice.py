@@ -10,7 +10,6 @@ import msgspec
 from spoolmta.cli.frame import json_option, moment, show
 from spoolmta.journal import Record, escape, folder
 from spoolmta.journal import read as read_journal
-from spoolmta.model import Struct
 from spoolmta.spool import audit as spool_audit
 from spoolmta.spool.audit import Item
 from spoolmta.spool.layout import Layout
@@ -63,7 +62,7 @@ def chosen(layout: Layout, vmta: str, domain: str, job: str, rcpt: str, orig: st
         yield item
 
 
-class Meant(Struct, frozen=True):
+class Meant(msgspec.Struct, frozen=True):
     """An entry the operator means: how many of its recipients are unsettled and meant, and which are settled."""
 
     item: Item

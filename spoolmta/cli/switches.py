@@ -16,7 +16,7 @@ from spoolmta.cli.choice import Meant, entry_filters, meant, show_meant
 from spoolmta.cli.frame import Group, cli, json_option, layout_of, load, moment, show
 from spoolmta.cli.queue import queue
 from spoolmta.errors import DataError, UsageError
-from spoolmta.model import Config, Struct
+from spoolmta.model import Config
 from spoolmta.spool.layout import Layout
 from spoolmta.switch import BACKOFF, DISABLE, ENABLE, EVERYWHERE, NORMAL, PAUSE, RESUME, Switch, matches
 
@@ -76,7 +76,7 @@ def targets(config: Config, layout: Layout, *names: str) -> list[tuple[str, str]
     return [*found]
 
 
-class Named(Struct, frozen=True):
+class Named(msgspec.Struct, frozen=True):
     """Which queues a command is about, as it was given, and how it is to answer."""
 
     queues: tuple[str, ...]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 
-from spoolmta.model import Struct
+import msgspec
 
 Path = tuple[str | int, ...]
 
@@ -29,7 +29,7 @@ _TOKEN = re.compile(rf"{_STRING}|#[^\n]*+|[\[{{]|[\]}}]|\n|[^\"'#\[\]{{}}\n]++",
 _SIMPLE = re.compile(r"[^\"'#\[{\n]*+(?:\"[^\"\\\n]*+\"(?!\")[ \t]*+)?(?:#[^\n]*+)?(?:\n|\Z)")
 
 
-class Lines(Struct, frozen=True):
+class Lines(msgspec.Struct, frozen=True):
     """`keys` has every statement's path, headers and the tables above them too; `tables` only what was opened as a
     table, by a header or by a dotted key, each element of an array of tables left out."""
 

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from spoolmta import address, pattern
 from spoolmta.errors import UsageError
-from spoolmta.model import MORE_COLUMNS, Secret, Struct
+from spoolmta.model import MORE_COLUMNS, Secret
 
 DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
@@ -34,7 +36,7 @@ class BadValue(ValueError):
     """What is wrong with a value: the words behind the key."""
 
 
-class Kind(Struct, frozen=True):
+class Kind(msgspec.Struct, frozen=True):
     """One kind of value: `read` takes what TOML gave or raises BadValue, `write` gives TOML text."""
 
     read: Callable[[object], Any]

@@ -13,7 +13,6 @@ from spoolmta.model.mail import (
     Ruling,
     Scope,
     Stage,
-    Struct,
 )
 from spoolmta.model.settings import (
     AT_ONCE,
@@ -72,7 +71,6 @@ __all__ = [
     "Source",
     "SourceHost",
     "Stage",
-    "Struct",
     "Trigger",
     "Vmta",
     "WarmUp",

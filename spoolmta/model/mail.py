@@ -10,8 +10,6 @@ import enum
 
 import msgspec
 
-Struct = msgspec.Struct
-
 
 class Stage(enum.Enum):
     """Where in an attempt something was said or went wrong, in the order it happens (RFC 5321 section 3)."""
@@ -106,7 +104,7 @@ class Scope(enum.Enum):
     SITE = "site"
 
 
-class Reply(Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True):
     """One complete SMTP reply (RFC 5321 section 4.2). `lines` are the texts behind the code, decoded, cleaned."""
 
     code: int
@@ -120,7 +118,7 @@ class Reply(Struct, frozen=True):
         return f"{self.code} {self.text}"
 
 
-class Failure(Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True):
     """Trouble that is no reply: what kind, and one line for the log."""
 
     kind: FailureKind
@@ -137,7 +135,7 @@ class Ruling(enum.Enum):
     BOUNCE = "bounce"
 
 
-class Answer(Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True):
     """What became of one recipient in one transaction. Every recipient gets exactly one."""
 
     stage: Stage
@@ -145,7 +143,7 @@ class Answer(Struct, frozen=True):
     ruling: Ruling | None = None
 
 
-class Recipient(Struct, frozen=True):
+class Recipient(msgspec.Struct, frozen=True):
     """`address` as it goes on the wire (local part kept as given, domain as A-label);
     `domain` is the queue folder: A-label in lower case, an address literal is `ip-192.0.2.1`."""
 
@@ -155,7 +153,7 @@ class Recipient(Struct, frozen=True):
     orcpt: str = ""
 
 
-class Envelope(Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True):
     """RFC 5321 section 2.3.1, and what the submitter asked for. Empty string: not given. `sender` is "" for <>."""
 
     sender: str
@@ -166,7 +164,7 @@ class Envelope(Struct, frozen=True):
     ret: str = ""
 
 
-class Parsed(Struct, frozen=True):
+class Parsed(msgspec.Struct, frozen=True):
     """A message file understood: its envelope, and which byte ranges of the file go out.
 
     `start` is where the RFC 5322 header begins (behind the envelope lines), `body` where the body
@@ -180,7 +178,7 @@ class Parsed(Struct, frozen=True):
     cut: tuple[tuple[int, int], ...] = ()
 
 
-class EntryName(Struct, frozen=True):
+class EntryName(msgspec.Struct, frozen=True):
     """The name of a queue file, taken apart (design: "the message bytes are immutable; the state is in the name").
 
     `id` is `<seconds>.M<microseconds>P<pid>Q<sequence>.<node>` and is the msgId of the log; `size` and

@@ -6,10 +6,12 @@ import enum
 import math
 from typing import Any, Literal
 
-from spoolmta.model.mail import Stage, Struct
+import msgspec
+
+from spoolmta.model.mail import Stage
 
 
-class Rate(Struct, frozen=True):
+class Rate(msgspec.Struct, frozen=True):
     """At most `count` recipients (connections, bytes) in any window of `period` seconds; `math.inf` for unlimited."""
 
     count: float
@@ -19,7 +21,7 @@ class Rate(Struct, frozen=True):
 UNLIMITED = Rate(math.inf)
 
 
-class Host(Struct, frozen=True):
+class Host(msgspec.Struct, frozen=True):
     """A host to connect to: a name or an address literal without brackets. `port` 0 means default-smtp-port.
     `lookup_mx`: in the configuration, the hosts that the MX records of this name name; in a route, one of them."""
 
@@ -28,7 +30,7 @@ class Host(Struct, frozen=True):
     lookup_mx: bool = False
 
 
-class WarmUp(Struct, frozen=True):
+class WarmUp(msgspec.Struct, frozen=True):
     """A plan for a new address: on the first day `start` (days since 1970-01-01, local) `plan[0]` messages, and so on;
     what is over goes to the VMTA `overflow`. There is no limit behind the plan's end, and no plan where it is empty."""
 
@@ -37,7 +39,7 @@ class WarmUp(Struct, frozen=True):
     overflow: str = ""
 
 
-class Secret(Struct, frozen=True):
+class Secret(msgspec.Struct, frozen=True):
     """A text that must not be seen: it prints as stars wherever a value is shown."""
 
     text: str = ""
@@ -48,7 +50,7 @@ class Secret(Struct, frozen=True):
     __str__ = __repr__
 
 
-class DomainPolicy(Struct, frozen=True, kw_only=True):
+class DomainPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
     Durations are seconds, `math.inf` for never; volumes are bytes. `source_ip_...` are (network, limit), each for every
@@ -147,7 +149,7 @@ class ResponseAction(enum.Enum):
     __hash__ = object.__hash__
 
 
-class Trigger(Struct, frozen=True):
+class Trigger(msgspec.Struct, frozen=True):
     """When a rule that matches fires: at once (period 0), at the `count`-th match within `period` seconds, or when
     matches are at least `share` (0 to 1) of the answers within `period`, of which there are at least `count`."""
 
@@ -159,7 +161,7 @@ class Trigger(Struct, frozen=True):
 AT_ONCE = Trigger()
 
 
-class Change(Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True):
     """What a rule sets one DomainPolicy field to: `value`, or `factor` of what it is, but not below `floor`."""
 
     field: str
@@ -168,7 +170,7 @@ class Change(Struct, frozen=True):
     floor: Any = None
 
 
-class ResponseRule(Struct, frozen=True, kw_only=True):
+class ResponseRule(msgspec.Struct, frozen=True, kw_only=True):
     """One `[[response]]`. `provider` is the one it is for ("" for all); `reply` holds its patterns as written; no
     `stages` means every stage; `duration` None: until something else ends it. `id` stays the same when the rule moves
     to another line or file."""
@@ -186,7 +188,7 @@ class ResponseRule(Struct, frozen=True, kw_only=True):
     line: int = 0
 
 
-class Setting(Struct, frozen=True):
+class Setting(msgspec.Struct, frozen=True):
     """One configured value and where it stands."""
 
     value: object
@@ -194,7 +196,7 @@ class Setting(Struct, frozen=True):
     line: int
 
 
-class DomainTable(Struct, frozen=True):
+class DomainTable(msgspec.Struct, frozen=True):
     """One `[domain."PATTERN"]` table: only what was written. `settings` is keyed by `DomainPolicy` field name.
     A `[provider.NAME]` table is one too; its pattern is `provider NAME`."""
 
@@ -202,14 +204,14 @@ class DomainTable(Struct, frozen=True):
     settings: dict[str, Setting]
 
 
-class SourceHost(Struct, frozen=True):
+class SourceHost(msgspec.Struct, frozen=True):
     """`smtp-source-host`: the address to bind and the name to say in EHLO ("" means the VMTA's host-name)."""
 
     address: str
     host_name: str = ""
 
 
-class Vmta(Struct, frozen=True, kw_only=True):
+class Vmta(msgspec.Struct, frozen=True, kw_only=True):
     """One VirtualMTA. `max_smtp_out` 0 means no limit over all its queues. `layers` are its domain tables,
     weak to strong: those of its pool, those of its policy file, then its own; `responses` are its own rules, then its
     policy file's."""
@@ -225,7 +227,7 @@ class Vmta(Struct, frozen=True, kw_only=True):
     responses: tuple[ResponseRule, ...] = ()
 
 
-class Pool(Struct, frozen=True, kw_only=True):
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """VMTAs among which mail is dealt out by weight. `layer` is also the weakest layer of each of its members; the
     limits hold for all of them together, `max_smtp_out` 0 is none."""
 
@@ -237,7 +239,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     layer: tuple[DomainTable, ...] = ()
 
 
-class Select(Struct, frozen=True, kw_only=True):
+class Select(msgspec.Struct, frozen=True, kw_only=True):
     """One rule of `[[source.NAME.select]]`: regular expressions ("" for what is not asked) and what they select, a VMTA
     or pool ("" for the source's default) and a priority (-1: the source's). `match` is for the values of `header`."""
 
@@ -249,7 +251,7 @@ class Select(Struct, frozen=True, kw_only=True):
     recipient_priority: int = -1
 
 
-class Source(Struct, frozen=True, kw_only=True):
+class Source(msgspec.Struct, frozen=True, kw_only=True):
     """How mail that arrives one way is treated. `pickup` is a folder that is scanned ("" for none);
     `allowed_virtual_mta` empty means any. `select` is in the order of the file."""
 
@@ -270,7 +272,7 @@ MORE_COLUMNS: dict[str, tuple[str, ...]] = dict.fromkeys(("d", "b", "t"), ("dlvT
 """What an accounting file can have by name behind the usual columns, by record type."""
 
 
-class AcctFile(Struct, frozen=True, kw_only=True):
+class AcctFile(msgspec.Struct, frozen=True, kw_only=True):
     """One accounting file: which record types it takes, with which columns ("*" are the usual ones), and when it is
     rotated (seconds, bytes)."""
 
@@ -284,7 +286,7 @@ class AcctFile(Struct, frozen=True, kw_only=True):
 CopyMode = Literal["auto", "always", "never"]
 
 
-class Config(Struct, frozen=True, kw_only=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration: one immutable value. Paths are absolute. `domains` are the global domain and provider
     tables, `providers` the MX patterns of each provider. `total_max_smtp_out` 0 is no limit; the other two
     limits are for hosts and networks, from each of our addresses."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from spoolmta.model import Answer, Failure, FailureKind, Reply, Stage, Struct
+import msgspec
+
+from spoolmta.model import Answer, Failure, FailureKind, Reply, Stage
 
 
 class WireError(Exception):
@@ -30,7 +32,7 @@ class WireError(Exception):
         self.is_unsent = is_unsent
 
 
-class Step(Struct, frozen=True):
+class Step(msgspec.Struct, frozen=True):
     """Send `data`, then wait for `replies` replies; `stage` says which timeout holds. With `starts_tls` nothing is
     sent: the driver begins TLS, and resumes with no reply when all that follows is inside it."""
 
@@ -40,7 +42,7 @@ class Step(Struct, frozen=True):
     starts_tls: bool = False
 
 
-class Capabilities(Struct, frozen=True):
+class Capabilities(msgspec.Struct, frozen=True):
     """What a server offered: EHLO keywords in upper case with their parameters (RFC 5321 section 4.1.1.1), and how much
     of that is used: `told` lists all it said where `keywords` are only those we use; 0 is no limit (bytes, recipients
     of a transaction, transactions of a session). All but the first two come from `smtp.allowance.agree`."""
@@ -69,7 +71,7 @@ class Refused(Exception):
         self.answer = answer
 
 
-class Result(Struct, frozen=True):
+class Result(msgspec.Struct, frozen=True):
     """One answer per recipient, in their order; whether the session can carry another message. `retry` are the places
     of those whose answer only says that there were too many for one transaction: they go at once in another one."""
 

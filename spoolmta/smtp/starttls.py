@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import enum
 
+import msgspec
+
 from spoolmta.dane import Tlsa
-from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Reply, Stage, Struct
+from spoolmta.model import Answer, DomainPolicy, Failure, FailureKind, Reply, Stage
 from spoolmta.smtp.client import Greeting, Refused, Step, WireError, greet, say_hello
 
 
@@ -33,7 +35,7 @@ class Level(enum.Enum):
     DANE = "dane"
 
 
-class Demand(Struct, frozen=True):
+class Demand(msgspec.Struct, frozen=True):
     """What a session with a host must have; `reason` is who wants it, for the log: a directive, MTA-STS, DANE."""
 
     level: Level

@@ -14,10 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+import msgspec
+
 from spoolmta import clock, disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.journal import Record
-from spoolmta.model import Envelope, Outcome, Struct
+from spoolmta.model import Envelope, Outcome
 from spoolmta.spool.intake import claimed_ids
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.outbox import staged_ids
@@ -28,7 +30,7 @@ SETTLING = 2.0
 LOOKS = 10
 
 
-class Item(Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True):
     """One entry as its name and place tell it. `settled` recipients are not counted in `recipients`."""
 
     vmta: str
@@ -46,7 +48,7 @@ class Item(Struct, frozen=True):
         return f"{self.domain}/{self.vmta}"
 
 
-class Audit(Struct, frozen=True, kw_only=True):
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """The balance, in recipients."""
 
     accepted: int

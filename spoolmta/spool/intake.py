@@ -25,11 +25,11 @@ import msgspec
 from spoolmta import clock, disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.journal import Journal
-from spoolmta.model import EntryName, Parsed, Struct
+from spoolmta.model import EntryName, Parsed
 from spoolmta.spool.layout import Layout
 
 
-class Claimed(Struct, frozen=True):
+class Claimed(msgspec.Struct, frozen=True):
     """A message in the incoming folder: its name there (taken apart), the domains it goes to with the number of
     recipients in each, and what it parsed to."""
 
@@ -243,7 +243,7 @@ def _move(path: str, target: str) -> None:
 _COPY = ".copy."
 
 
-class Recovered(Struct):
+class Recovered(msgspec.Struct):
     """What recovery found: messages to carry on with, damaged files with what is wrong, notes of copies by their
     originals, removed leftovers."""
 

@@ -8,15 +8,16 @@ import os
 import secrets
 import stat
 
+import msgspec
+
 from spoolmta import disk
 from spoolmta.errors import ConfigError, SpoolError
-from spoolmta.model import Struct
 
 FORMAT = 1
 FOLDERS = ("pickup", "bad", "incoming", "queue", "corrupt", "journal", "accounting", "run", "state", "rates")
 
 
-class Layout(Struct, frozen=True):
+class Layout(msgspec.Struct, frozen=True):
     """The paths below one spool directory."""
 
     root: str

@@ -20,10 +20,12 @@ import os
 import zlib
 from collections.abc import Callable
 
+import msgspec
+
 from spoolmta import address, disk, entry, journal, message
 from spoolmta.errors import MessageRefused
 from spoolmta.journal import Record
-from spoolmta.model import EntryName, Struct
+from spoolmta.model import EntryName
 from spoolmta.spool.intake import Ids, put
 from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition
@@ -33,7 +35,7 @@ SOURCE = "dsn"
 """The source in the entry name of a report: it is an accounting row's srcType."""
 
 
-class Staged(Struct, frozen=True):
+class Staged(msgspec.Struct, frozen=True):
     """A report on disk, not in the queue yet: its name, the domain it goes to, whether recipients wait for it."""
 
     name: str

@@ -22,10 +22,12 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+import msgspec
+
 from spoolmta import disk, entry, journal, message
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.journal import Journal
-from spoolmta.model import EntryName, Outcome, Parsed, Recipient, Struct
+from spoolmta.model import EntryName, Outcome, Parsed, Recipient
 from spoolmta.spool.intake import incoming_path, put, quarantine
 from spoolmta.spool.layout import Layout
 
@@ -35,7 +37,7 @@ PART = 1000
 """Entries of a large domain that a scan gives at once."""
 
 
-class Loaded(Struct, frozen=True):
+class Loaded(msgspec.Struct, frozen=True):
     """An entry read and checked: who is still to be served, and the bytes."""
 
     name: EntryName
@@ -57,7 +59,7 @@ class Gone(Exception):
         self.recipients = recipients
 
 
-class _Pending(Struct, frozen=True):
+class _Pending(msgspec.Struct, frozen=True):
     """What is done after a sync that began later than `since`."""
 
     since: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import gc
@@ -24,6 +25,9 @@ _PR_SET_PDEATHSIG = 1
 _FAULTS = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 """Troubles of the machine, not of the program: a sentence says more than a traceback."""
 
+_AHEAD = 15
+_niceness = os.getpriority(os.PRIO_PROCESS, 0)
+
 
 def become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -> NoReturn:
     """The first moments of a child: nothing of the parent's stays open but what it needs; never returns."""
@@ -36,8 +40,7 @@ def become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         os.closerange(3, keep) if keep >= 0 else None
         os.closerange(max(keep + 1, 3), 1 << 20)
-        setproctitle.setproctitle(f"spoolmta: {title}")
-        start_log(title)
+        introduce(title)
         gc.enable()
         if os.getppid() == parent:
             work()
@@ -58,14 +61,29 @@ def become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -
         os._exit(code)
 
 
-def start_log(title: str) -> None:
-    """Notices go to stderr, one line each, with the time and who speaks."""
+def introduce(title: str) -> None:
+    """The process is called so. Notices go to stderr, one line each, with the time and who speaks."""
+    setproctitle.setproctitle(f"spoolmta: {title}")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s {title}: %(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger("watchdog").setLevel(logging.CRITICAL)
+
+
+def go_ahead() -> None:
+    """Come before the deliveries, from now on, as do the processes this one forks. Only root may do this, or whoever
+    was given LimitNICE. Among 300 delivery processes that all had something to do, the pickup process got a tenth of
+    the time it wanted: mail lay in the pickup folder, came to each VMTA message by message, and cost twice as much."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, _niceness - _AHEAD)
+
+
+def give_way() -> None:
+    """What `go_ahead` has done does not hold for this process."""
+    if os.getpriority(os.PRIO_PROCESS, 0) != _niceness:
+        os.setpriority(os.PRIO_PROCESS, 0, _niceness)
 
 
 def drop_privileges(user: str) -> None:

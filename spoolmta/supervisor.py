@@ -20,8 +20,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import setproctitle
-
 from spoolmta import (
     __version__,
     accounting,
@@ -491,10 +489,10 @@ class Supervisor:
 def run(path: str) -> None:
     """`spoolmta run`: the whole system in the foreground."""
     configuration = config.load(path)
-    process.start_log("supervisor")
-    setproctitle.setproctitle("spoolmta: supervisor")
+    process.introduce("supervisor")
     for warning in policy.warnings(configuration):
         log.warning("%s", warning)
     process.warm_up(configuration.event_loop)
+    process.go_ahead()
     process.drop_privileges(configuration.user)
     Supervisor(path, configuration).run()

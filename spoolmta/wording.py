@@ -1,0 +1,174 @@
+"""What a reply says in words, and phrases that are looked for in it.
+
+Noise says nothing about why mail was refused, and so is no word: addresses, hosts, links, the receiver's motives ("to
+protect our users from spam"), advice ("if you believe ..."), case, accents, punctuation. Hosts and links are kept
+apart, as names, because some of them do say why: those of block lists.
+
+A phrase is words in a row: `{mailbox} .. full`. `a|b` is either, `c?` may be missing, `exce*` is any word that begins so,
+`..` stands for up to six words that do not matter, `{name}` for a list of words. Of languages without spaces between
+words a phrase is found anywhere. No phrase can make a search take long: it goes over the words once, and `..` is short.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+
+MAX_TEXT = 600
+"""Characters that are looked at: no receiver needs more to say why, and a hostile one may not cost us milliseconds."""
+KEY = 4
+"""Letters of a word that are looked up: `Phrase.keys`."""
+MAX_GAPS = 3
+
+_PUNCTUATION = {ord(mark): " " for mark in "!#$%&()*+,-./:;<=>?[\\]^_{|}~\t\n\r\x0b\x0c@"} | dict.fromkeys(map(ord, "'\"`"))
+_CONTROLS = dict.fromkeys([*range(32), 127], " ")
+_TABLE = _CONTROLS | _PUNCTUATION
+_NO_WORD = re.compile(r"[\W_]+")
+_QUOTES = re.compile("['\"`\u2018\u2019\u00b4\u201c\u201d]")
+_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe", "ё": "е", "й": "и", "ё": "е"})
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+
+_ASIDE_WORDS = ("protect", "reduce ", "prevent ", "avoid ", "if ", "please ", "for more", "for further", "to learn", "go to")
+_ASIDE = re.compile(
+    r"\bto (?:best |help )?(?:protect|reduce|prevent|avoid|learn)\b[^.;]*"
+    r"|\bif (?:you|your|this|it|that|the)\b[^.;]*"
+    r"|\bfor (?:more|further|additional)\b[^.;]*"
+    r"|\bplease (?:see|visit|refer|check|review|go|read)\b[^.;]*"
+    r"|\bgo to\b[^.;]*"
+)
+_NAME = re.compile(
+    r"[^a-z0-9]*(?:https?:|www\.|[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])"
+    r"|(?:[a-z0-9_-]+\.)+(?:com|net|org|edu|gov|info|biz|mil|int|arpa|cloud|online|email|example|test|[a-z][a-z])(?![a-z0-9]))"
+)
+
+
+class BadPhrase(ValueError):
+    """Why a phrase cannot be used, as one clause."""
+
+
+class Words:
+    """The words of a text and the names in it, each as one text with a space around every word."""
+
+    __slots__ = ("names", "text")
+
+    def __init__(self, text: str, names: str) -> None:
+        self.text = text
+        self.names = names
+
+    def __repr__(self) -> str:
+        return f"Words({self.text!r}, {self.names!r})"
+
+
+def words_of(text: str) -> Words:
+    """What a receiver said, without noise."""
+    text = text[:MAX_TEXT].lower()
+    is_plain = text.isascii()
+    if not is_plain:
+        text = _folded(text)
+    for word in _ASIDE_WORDS:
+        if word in text:
+            text = _ASIDE.sub(" ", text)
+            break
+    kept, names = [], []
+    for token in text.split():
+        if "@" in token:
+            continue
+        if "." in token and token[-1] != "." and _NAME.match(token):
+            names.append(token)
+        else:
+            kept.append(token)
+    return Words(_spaced(" ".join(kept), is_plain), _spaced(" ".join(names), is_plain) if names else "")
+
+
+def _folded(text: str) -> str:
+    """The text without accents. What is left of other scripts stays as it is."""
+    parts = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
+    bare = "".join(letter for letter in parts if not unicodedata.combining(letter))
+    return unicodedata.normalize("NFC", bare).replace("\u2019", "'")
+
+
+def _spaced(text: str, is_plain: bool) -> str:
+    text = text.replace("e-mail", "email").replace("non-", "non")
+    if is_plain:
+        text = text.translate(_TABLE)
+    else:
+        text = _NO_WORD.sub(" ", _QUOTES.sub("", text))
+    return f" {' '.join(text.split())} "
+
+
+def keys_of(text: str) -> set[str]:
+    """How the words of a text are looked up."""
+    return {word[:KEY] for word in text.split()}
+
+
+class Phrase:
+    """A phrase that can be searched for. `groups` are sets of keys: where it is found, the text has one of each; none:
+    it can be anywhere. Its expression is made when it is first wanted, because most never are."""
+
+    __slots__ = ("_expression", "_search", "groups")
+
+    def __init__(self, expression: str, groups: tuple[frozenset[str], ...]) -> None:
+        self._expression = expression
+        self._search: Callable[[str], re.Match[str] | None] | None = None
+        self.groups = groups
+
+    def __repr__(self) -> str:
+        return f"Phrase({self._expression!r})"
+
+    def is_in(self, text: str) -> bool:
+        search = self._search
+        if search is None:
+            search = self._search = re.compile(self._expression).search
+        return search(text) is not None
+
+
+def phrase(source: str, lists: Mapping[str, tuple[str, ...]]) -> Phrase:
+    """The phrase as it is written, with the lists of words it may name. Raises BadPhrase."""
+    parts = source.split()
+    if not parts:
+        raise BadPhrase("there is no word in it")
+    if ".." in (parts[0], parts[-1]) or parts.count("..") > MAX_GAPS:
+        raise BadPhrase(f'".." stands between words, at most {MAX_GAPS} times')
+    is_unspaced = _UNSPACED.search(source) is not None
+    pieces, groups = [], []
+    for part in parts:
+        if part == "..":
+            pieces.append(".{0,20}" if is_unspaced else "(?: \\S+){0,6}?")
+            continue
+        words = _alternatives(part.removesuffix("?"), lists)
+        either = "|".join(f"{word[:-1]}\\S*" if word.endswith("*") else word for word in words)
+        piece = f" ?(?:{either})" if is_unspaced else f" (?:{either})"
+        if part.endswith("?"):
+            pieces.append(f"(?:{piece})?")
+            continue
+        pieces.append(piece)
+        groups.append(frozenset(word.removesuffix("*")[:KEY] for word in words))
+    if not groups:
+        raise BadPhrase("every word in it may be missing")
+    return Phrase("".join(pieces) + ("" if is_unspaced else " "), () if is_unspaced else tuple(groups))
+
+
+def _alternatives(part: str, lists: Mapping[str, tuple[str, ...]]) -> list[str]:
+    found: list[str] = []
+    for written in part.split("|"):
+        if written.startswith("{") and written.endswith("}"):
+            if (words := lists.get(written[1:-1])) is None:
+                raise BadPhrase(f"there is no list of words {written}; there are {', '.join(lists)}")
+            found += words
+        else:
+            found.append(written)
+    return [_word(written) for written in found]
+
+
+def _word(written: str) -> str:
+    """A word as it comes out of a text."""
+    stem = written.removesuffix("*")
+    word = _spaced(_folded(stem.lower()), False).strip()
+    if not word or " " in word:
+        raise BadPhrase(f'"{written}" is no word: only letters and digits are looked at, and accents do not matter')
+    if stem == written:
+        return word
+    if len(word) < KEY and not _UNSPACED.search(word):
+        raise BadPhrase(f'the beginning of a word has at least {KEY} letters, and "{written}" has not')
+    return f"{word}*"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from spoolmta import config, pattern, wording
@@ -65,78 +66,102 @@ REMEMBERED = 4096
 
 
 class Rules:
-    """Ordered rules, with an index of what they look for. A phrase or pattern of a rule is a unit, which is a bit in
-    the sets of units."""
+    """Ordered rules, with an index of what they look for. A phrase or pattern of a rule is a unit: a bit in a set of
+    units. A phrase can only be there where a word of each of its groups is, and the two rarest are looked up: words
+    of the one have the unit's bit in the lower half of their set, words of the other in the upper half."""
 
     def __init__(self, rules: Iterable[BounceRule], lists: Mapping[str, tuple[str, ...]]) -> None:
         self._rules: list[BounceRule] = []
         self._checks: list[Callable[[str, Words], bool]] = []
-        self._anywhere, self._foreign = 0, 0
-        self._by_key: dict[str, int] = {}
+        self._always, self._foreign = 0, 0
+        self._by_word: dict[str, int] = {}
+        self._by_beginning: dict[str, int] = {}
+        self._by_token: dict[str, tuple[str, int]] = {}
         self._by_status: dict[str, int] = {}
-        self._looks_at_names = False
         phrases: list[tuple[int, str, Phrase]] = []
         for rule in rules:
-            for source in rule.words:
-                phrases.append((len(self._rules), "", wording.phrase(source, lists)))
-                self._add(rule, _in_words(phrases[-1][2]))
-            for source in rule.names:
-                phrases.append((len(self._rules), NAME, wording.phrase(source, lists)))
-                self._add(rule, _in_names(phrases[-1][2]))
+            for prefix, sources in (("", rule.words), (NAME, rule.names)):
+                for source in sources:
+                    found = wording.phrase(source, lists)
+                    phrases.append((self._add(rule, _in_names(found) if prefix else _in_words(found)), prefix, found))
             for source in rule.pattern:
-                self._anywhere |= 1 << len(self._rules)
-                self._add(rule, _in_text(pattern.compiled(source, may_be_empty=True)))
+                self._always |= 1 << self._add(rule, _in_text(pattern.compiled(source, may_be_empty=True)))
             if not (rule.words or rule.names or rule.pattern):
-                self._anywhere |= 1 << len(self._rules)
-                self._add(rule, _always)
+                self._always |= 1 << self._add(rule, _always)
+        self._half = len(self._rules)
+        self._always |= self._always << self._half
         self._index(phrases)
 
     def __repr__(self) -> str:
         return f"Rules({len(self._rules)} units)"
 
-    def _add(self, rule: BounceRule, check: Callable[[str, Words], bool]) -> None:
+    def _add(self, rule: BounceRule, check: Callable[[str, Words], bool]) -> int:
         self._rules.append(rule)
         self._checks.append(check)
+        return len(self._rules) - 1
 
     def _index(self, phrases: list[tuple[int, str, Phrase]]) -> None:
-        """A phrase is found by that group of its words which the fewest phrases have."""
-        uses: dict[str, int] = {}
-        for _, prefix, found in phrases:
-            for group in found.groups:
-                for key in group:
-                    uses[prefix + key] = uses.get(prefix + key, 0) + 1
+        uses = Counter([prefix + word for _, prefix, found in phrases for group in found.groups for word in group])
         for number, prefix, found in phrases:
             if not found.groups:
-                self._foreign |= 1 << number
+                self._foreign |= (1 | 1 << self._half) << number
                 continue
-            best: list[str] = []
-            for group in found.groups:
-                keys = [prefix + key for key in group]
-                if not best or sum([uses[key] for key in keys]) < sum([uses[key] for key in best]):
-                    best = keys
-            for key in best:
-                self._by_key[key] = self._by_key.get(key, 0) | 1 << number
+            groups = [[prefix + word for word in group] for group in found.groups]
+            groups.sort(key=lambda group: sum([uses[word] for word in group]))
+            for group, bit in zip(groups, (1 << number, 1 << number + self._half), strict=False):
+                for word in group:
+                    where = self._by_beginning if word.endswith("*") else self._by_word
+                    word = word.removesuffix("*")
+                    where[word] = where.get(word, 0) | bit
+            if len(groups) == 1:
+                self._always |= 1 << number + self._half
 
     def find(self, status: str, text: str) -> BounceRule | None:
         """The first rule that holds for a reply with this status and text, as `pattern.text_of` gives it."""
-        words = wording.words_of(text)
-        by_key = self._by_key
-        units = self._anywhere
+        units, spoken, names = self._always, [], ""
+        by_token = self._by_token
+        for token in wording.tokens_of(text):
+            known = by_token.get(token)
+            if known is None:
+                if "@" in token:
+                    continue
+                if wording.is_name(token):
+                    names += wording.words_in(token)
+                    continue
+                known = self._learn(token)
+            spoken.append(known[0])
+            units |= known[1]
+        for label in names.split():
+            units |= self._by_word.get(NAME + label, 0)
+        words = Words("".join(spoken) + " ", names + " ")
         if not words.text.isascii():
             units |= self._foreign
-        for key in wording.keys_of(words.text):
-            if key in by_key:
-                units |= by_key[key]
-        if words.names:
-            for key in wording.keys_of(words.names):
-                units |= by_key.get(NAME + key, 0)
-        units &= self._for_status(status)
+        units &= (units >> self._half) & self._for_status(status)
         while units:
             number = (units & -units).bit_length() - 1
             if self._checks[number](text, words):
                 return self._rules[number]
             units &= units - 1
         return None
+
+    def _learn(self, token: str) -> tuple[str, int]:
+        """The words of a token and their units; remembered, unless it may be somebody's id."""
+        words = wording.words_in(token)
+        known = words, self._units_of(words.split())
+        if len(token) < LONG and (len(token) < SHORT or not HAS_DIGIT.search(token)):
+            if len(self._by_token) >= REMEMBERED:
+                self._by_token.clear()
+            self._by_token[token] = known
+        return known
+
+    def _units_of(self, words: list[str]) -> int:
+        units = 0
+        for word in words:
+            units |= self._by_word.get(word, 0)
+            if word.isalpha():
+                for end in range(wording.STEM, len(word) + 1):
+                    units |= self._by_beginning.get(word[:end], 0)
+        return units
 
     def _for_status(self, status: str) -> int:
         known = self._by_status.get(status)
@@ -151,8 +176,9 @@ class Rules:
         return known
 
 
+LONG, SHORT, HAS_DIGIT = 30, 8, re.compile("[0-9]")
 NAME = "@"
-"""Before the keys of names, in one index with those of words."""
+"""Before the words of names, in one index with the others."""
 
 
 def _in_words(found: Phrase) -> Callable[[str, Words], bool]:

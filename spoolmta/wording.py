@@ -15,31 +15,33 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 
+from spoolmta.model import Struct
+
 MAX_TEXT = 600
 """Characters that are looked at: no receiver needs more to say why, and a hostile one may not cost us milliseconds."""
-KEY = 4
-"""Letters of a word that are looked up: `Phrase.keys`."""
 MAX_GAPS = 3
+STEM = 4
+"""The least letters of a word's beginning."""
 
-_PUNCTUATION = {ord(mark): " " for mark in "!#$%&()*+,-./:;<=>?[\\]^_{|}~\t\n\r\x0b\x0c@"} | dict.fromkeys(map(ord, "'\"`"))
-_CONTROLS = dict.fromkeys([*range(32), 127], " ")
-_TABLE = _CONTROLS | _PUNCTUATION
+_QUOTES = "'\"`\u2018\u2019\u00b4\u201c\u201d"
+_PLAIN = str.maketrans("!#$%&()*+,-./:;<=>?[\\]^_{|}~@", " " * 29, _QUOTES) | dict.fromkeys([*range(32), 127], " ")
 _NO_WORD = re.compile(r"[\W_]+")
-_QUOTES = re.compile("['\"`\u2018\u2019\u00b4\u201c\u201d]")
-_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe", "ё": "е", "й": "и", "ё": "е"})
+_NO_QUOTES = str.maketrans("", "", _QUOTES)
+_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
-_ASIDE_WORDS = ("protect", "reduce ", "prevent ", "avoid ", "if ", "please ", "for more", "for further", "to learn", "go to")
+_ASIDE_WORDS = ("protect", "if ", "reduce ", "please ", "prevent ", "for more", "learn", "go to", "avoid ", "i'm not")
 _ASIDE = re.compile(
     r"\bto (?:best |help )?(?:protect|reduce|prevent|avoid|learn)\b[^.;]*"
     r"|\bif (?:you|your|this|it|that|the)\b[^.;]*"
     r"|\bfor (?:more|further|additional)\b[^.;]*"
     r"|\bplease (?:see|visit|refer|check|review|go|read)\b[^.;]*"
     r"|\bgo to\b[^.;]*"
+    r"|\bi'm not going to try again.*"
 )
 _NAME = re.compile(
-    r"[^a-z0-9]*(?:https?:|www\.|[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])"
-    r"|(?:[a-z0-9_-]+\.)+(?:com|net|org|edu|gov|info|biz|mil|int|arpa|cloud|online|email|example|test|[a-z][a-z])(?![a-z0-9]))"
+    r"[^a-z0-9]*(?:https?:|www\.|[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.])|(?:[a-z0-9_-]+\.)+(?:com|net|org|edu|gov|info|biz"
+    r"|mil|int|arpa|cloud|online|email|example|test|local|invalid|[a-z][a-z])(?![a-z0-9]))"
 )
 
 
@@ -47,64 +49,57 @@ class BadPhrase(ValueError):
     """Why a phrase cannot be used, as one clause."""
 
 
-class Words:
-    """The words of a text and the names in it, each as one text with a space around every word."""
+class Words(Struct, frozen=True):
+    """The words of a reply and the names in it, each as one text with a space before and behind every word."""
 
-    __slots__ = ("names", "text")
-
-    def __init__(self, text: str, names: str) -> None:
-        self.text = text
-        self.names = names
-
-    def __repr__(self) -> str:
-        return f"Words({self.text!r}, {self.names!r})"
+    text: str
+    names: str
 
 
-def words_of(text: str) -> Words:
-    """What a receiver said, without noise."""
+def tokens_of(text: str) -> list[str]:
+    """What stands between blanks in a reply, in small letters without accents, and without asides."""
     text = text[:MAX_TEXT].lower()
-    is_plain = text.isascii()
-    if not is_plain:
+    if not text.isascii():
         text = _folded(text)
     for word in _ASIDE_WORDS:
         if word in text:
             text = _ASIDE.sub(" ", text)
             break
-    kept, names = [], []
-    for token in text.split():
-        if "@" in token:
-            continue
-        if "." in token and token[-1] != "." and _NAME.match(token):
-            names.append(token)
-        else:
-            kept.append(token)
-    return Words(_spaced(" ".join(kept), is_plain), _spaced(" ".join(names), is_plain) if names else "")
+    return text.split()
+
+
+def is_name(token: str) -> bool:
+    """Whether it is a host or a link."""
+    return "." in token and _NAME.match(token) is not None
+
+
+def words_in(token: str) -> str:
+    """The words of a token with a blank before each, which are none for an address."""
+    if "@" in token:
+        return ""
+    if token.isascii():
+        words = token.replace("e-mail", "email").replace("non-", "non").translate(_PLAIN).split()
+    else:
+        words = _NO_WORD.sub(" ", token.translate(_NO_QUOTES)).split()
+    return f" {' '.join(words)}" if words else ""
+
+
+def words_of(text: str) -> Words:
+    """What a receiver said, without noise."""
+    tokens = tokens_of(text)
+    spoken = "".join([words_in(token) for token in tokens if not is_name(token)])
+    return Words(f"{spoken} ", "".join([words_in(token) for token in tokens if is_name(token)]) + " ")
 
 
 def _folded(text: str) -> str:
     """The text without accents. What is left of other scripts stays as it is."""
     parts = unicodedata.normalize("NFKD", text.casefold().translate(_LETTERS))
-    bare = "".join(letter for letter in parts if not unicodedata.combining(letter))
-    return unicodedata.normalize("NFC", bare).replace("\u2019", "'")
-
-
-def _spaced(text: str, is_plain: bool) -> str:
-    text = text.replace("e-mail", "email").replace("non-", "non")
-    if is_plain:
-        text = text.translate(_TABLE)
-    else:
-        text = _NO_WORD.sub(" ", _QUOTES.sub("", text))
-    return f" {' '.join(text.split())} "
-
-
-def keys_of(text: str) -> set[str]:
-    """How the words of a text are looked up."""
-    return {word[:KEY] for word in text.split()}
+    return unicodedata.normalize("NFC", "".join([letter for letter in parts if not unicodedata.combining(letter)]))
 
 
 class Phrase:
-    """A phrase that can be searched for. `groups` are sets of keys: where it is found, the text has one of each; none:
-    it can be anywhere. Its expression is made when it is first wanted, because most never are."""
+    """A phrase that can be searched for. `groups` are sets of words (`word*`: their beginnings): where it is found, the
+    text has one of each; none: it can be anywhere. Its expression is made when it is first wanted, because most never are."""
 
     __slots__ = ("_expression", "_search", "groups")
 
@@ -143,7 +138,7 @@ def phrase(source: str, lists: Mapping[str, tuple[str, ...]]) -> Phrase:
             pieces.append(f"(?:{piece})?")
             continue
         pieces.append(piece)
-        groups.append(frozenset(word.removesuffix("*")[:KEY] for word in words))
+        groups.append(frozenset(words))
     if not groups:
         raise BadPhrase("every word in it may be missing")
     return Phrase("".join(pieces) + ("" if is_unspaced else " "), () if is_unspaced else tuple(groups))
@@ -164,11 +159,11 @@ def _alternatives(part: str, lists: Mapping[str, tuple[str, ...]]) -> list[str]:
 def _word(written: str) -> str:
     """A word as it comes out of a text."""
     stem = written.removesuffix("*")
-    word = _spaced(_folded(stem.lower()), False).strip()
+    word = words_in(_folded(stem.lower())).strip()
     if not word or " " in word:
         raise BadPhrase(f'"{written}" is no word: only letters and digits are looked at, and accents do not matter')
     if stem == written:
         return word
-    if len(word) < KEY and not _UNSPACED.search(word):
-        raise BadPhrase(f'the beginning of a word has at least {KEY} letters, and "{written}" has not')
+    if len(word) < STEM and not _UNSPACED.search(word):
+        raise BadPhrase(f'the beginning of a word has at least {STEM} letters, and "{written}" has not')
     return f"{word}*"

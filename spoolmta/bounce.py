@@ -61,6 +61,20 @@ def status_of(reply: Reply) -> str:
     return f"{kind}.0.0"
 
 
+_ANY_REPLY = re.compile(r"(?:.{0,300}?[^0-9a-z.-])?([245][0-9]{2})[ -](?=.*[a-z])(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def reply_in(line: str) -> Reply:
+    """The reply in a line of text: `550 5.1.1 no such user`, also behind other words, as accounting files and DSNs have
+    it. Without a code it is a refusal, for good unless an enhanced code says otherwise."""
+    text = line.strip()
+    if text[:1] in "245" and text[1:3].isdecimal() and text[3:4] in " -" and text[:3].isascii():
+        return Reply(int(text[:3] or "550"), (text[4:],))
+    if found := _ANY_REPLY.match(text):
+        return Reply(int(found[1]), (found[2],))
+    return Reply(450 if text.startswith("4.") else 550, (text,))
+
+
 REMEMBERED = 4096
 """Replies whose category a `Classifier` remembers: receivers repeat themselves."""
 
@@ -210,10 +224,15 @@ class Classifier:
         self.rules = (*own, *shipped.rules)
         self._own = Rules(own, shipped.lists) if own else None
         self._all = Rules(self.rules, shipped.lists)
+        self._lists = shipped.lists
         self._known: dict[tuple[str, str], str] = {}
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.rules)} rules)"
+
+    def matches(self, rule: BounceRule, reply: Reply) -> bool:
+        """Whether a rule holds for a reply, whatever others say."""
+        return Rules([rule], self._lists).find(status_of(reply), pattern.text_of(reply)) is not None
 
     def rule(self, status: str, text: str) -> BounceRule | None:
         """The rule that decides; none does for a success."""

@@ -23,10 +23,8 @@ MAX_GAPS = 3
 STEM = 4
 """The least letters of a word's beginning."""
 
-_QUOTES = "'\"`\u2018\u2019\u00b4\u201c\u201d"
-_PLAIN = str.maketrans("!#$%&()*+,-./:;<=>?[\\]^_{|}~@", " " * 29, _QUOTES) | dict.fromkeys([*range(32), 127], " ")
+_PLAIN = str.maketrans("!#$%&'()*+,-./:;<=>?[\\]^_`{|}~@", " " * 31, '"') | dict.fromkeys([*range(32), 127], " ")
 _NO_WORD = re.compile(r"[\W_]+")
-_NO_QUOTES = str.maketrans("", "", _QUOTES)
 _LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
@@ -78,9 +76,9 @@ def words_in(token: str) -> str:
     if "@" in token:
         return ""
     if token.isascii():
-        words = token.replace("e-mail", "email").replace("non-", "non").translate(_PLAIN).split()
+        words = token.replace("n't", "nt").replace("e-mail", "email").replace("non-", "non").translate(_PLAIN).split()
     else:
-        words = _NO_WORD.sub(" ", token.translate(_NO_QUOTES)).split()
+        words = _NO_WORD.sub(" ", token.replace("n\u2019t", "nt")).split()
     return f" {' '.join(words)}" if words else ""
 
 

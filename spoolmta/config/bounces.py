@@ -14,7 +14,7 @@ from spoolmta.config.values import BadValue, Kind, shown, wrong
 from spoolmta.errors import ConfigError
 from spoolmta.model import BounceRule, Struct
 
-FILE = pathlib.Path(__file__).parents[1] / "bounce.toml"
+FILE = (pathlib.Path(__file__).parents[1] / "bounce.toml").resolve()
 """A link to `etc/bounce.toml` in the sources, the file itself where the package is installed."""
 
 _CATEGORY = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")

@@ -32,7 +32,7 @@ _ASIDE_WORDS = ("protect", "if ", "reduce ", "please ", "prevent ", "for more", 
 _ASIDE = re.compile(
     r"\bto (?:best |help )?(?:protect|reduce|prevent|avoid|learn)\b[^.;]*"
     r"|\bif (?:you|your|this|it|that|the)\b[^.;]*"
-    r"|\bfor (?:more|further|additional)\b[^.;]*"
+    r"|\bfor (?:more|further|additional) (?:info|help|detail|assist)[^.;]*"
     r"|\bplease (?:see|visit|refer|check|review|go|read)\b[^.;]*"
     r"|\bgo to\b[^.;]*"
     r"|\bi'm not going to try again.*"

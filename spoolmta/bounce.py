@@ -10,13 +10,15 @@ may be any number of rules, and one reply costs some 15 microseconds, also if no
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from spoolmta import config, pattern, wording
 from spoolmta.model import BounceRule, Config, Failure, FailureKind, Reply
+from spoolmta.pattern import Pattern
 from spoolmta.wording import Phrase, Words
 
 CATEGORIES = (
@@ -79,14 +81,28 @@ REMEMBERED = 4096
 """Replies whose category a `Classifier` remembers: receivers repeat themselves."""
 
 
+class Unit:
+    """What a rule looks for in one place: a phrase in the words or in the names, a pattern in the text, or nothing."""
+
+    __slots__ = ("_is_for_names", "_pattern", "_phrase", "rule")
+
+    def __init__(self, rule: BounceRule, phrase: Phrase | None, pattern: Pattern | None, is_for_names: bool) -> None:
+        self.rule = rule
+        self._phrase, self._pattern, self._is_for_names = phrase, pattern, is_for_names
+
+    def holds(self, text: str, words: Words) -> bool:
+        if self._phrase is not None:
+            return self._phrase.is_in(words.names if self._is_for_names else words.text)
+        return self._pattern is None or self._pattern.is_in(text)
+
+
 class Rules:
     """Ordered rules, with an index of what they look for. A phrase or pattern of a rule is a unit: a bit in a set of
     units. A phrase can only be there where a word of each of its groups is, and the two rarest are looked up: words
     of the one have the unit's bit in the lower half of their set, words of the other in the upper half."""
 
     def __init__(self, rules: Iterable[BounceRule], lists: Mapping[str, tuple[str, ...]]) -> None:
-        self._rules: list[BounceRule] = []
-        self._checks: list[Callable[[str, Words], bool]] = []
+        self._units: list[Unit] = []
         self._always, self._foreign = 0, 0
         self._by_word: dict[str, int] = {}
         self._by_beginning: dict[str, int] = {}
@@ -97,22 +113,20 @@ class Rules:
             for prefix, sources in (("", rule.words), (NAME, rule.names)):
                 for source in sources:
                     found = wording.phrase(source, lists)
-                    phrases.append((self._add(rule, _in_names(found) if prefix else _in_words(found)), prefix, found))
+                    phrases.append((len(self._units), prefix, found))
+                    self._units.append(Unit(rule, found, None, bool(prefix)))
             for source in rule.pattern:
-                self._always |= 1 << self._add(rule, _in_text(pattern.compiled(source, may_be_empty=True)))
+                self._always |= 1 << len(self._units)
+                self._units.append(Unit(rule, None, pattern.compiled(source, may_be_empty=True), False))
             if not (rule.words or rule.names or rule.pattern):
-                self._always |= 1 << self._add(rule, _always)
-        self._half = len(self._rules)
+                self._always |= 1 << len(self._units)
+                self._units.append(Unit(rule, None, None, False))
+        self._half = len(self._units)
         self._always |= self._always << self._half
         self._index(phrases)
 
     def __repr__(self) -> str:
-        return f"Rules({len(self._rules)} units)"
-
-    def _add(self, rule: BounceRule, check: Callable[[str, Words], bool]) -> int:
-        self._rules.append(rule)
-        self._checks.append(check)
-        return len(self._rules) - 1
+        return f"Rules({len(self._units)} units)"
 
     def _index(self, phrases: list[tuple[int, str, Phrase]]) -> None:
         uses = Counter([prefix + word for _, prefix, found in phrases for group in found.groups for word in group])
@@ -139,12 +153,14 @@ class Rules:
             if known is None:
                 if "@" in token:
                     continue
-                if wording.is_name(token):
-                    names += wording.words_in(token)
+                if "." in token and wording.is_name(token):
+                    names += wording.labels_in(token)
                     continue
                 known = self._learn(token)
-            spoken.append(known[0])
-            units |= known[1]
+            said, possible = known
+            spoken.append(said)
+            if possible:
+                units |= possible
         for label in names.split():
             units |= self._by_word.get(NAME + label, 0)
         words = Words("".join(spoken) + " ", names + " ")
@@ -153,8 +169,9 @@ class Rules:
         units &= (units >> self._half) & self._for_status(status)
         while units:
             number = (units & -units).bit_length() - 1
-            if self._checks[number](text, words):
-                return self._rules[number]
+            unit = self._units[number]
+            if unit.holds(text, words):
+                return unit.rule
             units &= units - 1
         return None
 
@@ -183,8 +200,9 @@ class Rules:
             if len(self._by_status) >= REMEMBERED:
                 self._by_status.clear()
             known = 0
-            for number, rule in enumerate(self._rules):
-                if not rule.status or any([_is_like(status, wanted) for wanted in rule.status]):
+            for number, unit in enumerate(self._units):
+                statuses = unit.rule.status
+                if not statuses or any(_is_like(status, wanted) for wanted in statuses):
                     known |= 1 << number
             self._by_status[status] = known
         return known
@@ -195,25 +213,9 @@ NAME = "@"
 """Before the words of names, in one index with the others."""
 
 
-def _in_words(found: Phrase) -> Callable[[str, Words], bool]:
-    return lambda text, words: found.is_in(words.text)
-
-
-def _in_names(found: Phrase) -> Callable[[str, Words], bool]:
-    return lambda text, words: found.is_in(words.names)
-
-
-def _in_text(found: pattern.Pattern) -> Callable[[str, Words], bool]:
-    return lambda text, words: found.is_in(text)
-
-
-def _always(text: str, words: Words) -> bool:
-    return True
-
-
 def _is_like(status: str, wanted: str) -> bool:
     """Whether a status is the one in a rule, where an x is any number: x.1.1, 5.7.x."""
-    return all([part in ("x", number) for number, part in zip(status.split("."), wanted.split("."), strict=True)])
+    return all(part in ("x", number) for number, part in zip(status.split("."), wanted.split("."), strict=True))
 
 
 class Classifier:
@@ -253,6 +255,17 @@ class Classifier:
         status, category = _FAILURES[failure.kind]
         rule = self._own.find(status, failure.text) if self._own else None
         return rule.category if rule else category
+
+
+def warnings(rules: Iterable[BounceRule]) -> list[str]:
+    """Categories of the operator's rules that are probably mistyped, as `file:line: ...`."""
+    found = []
+    for rule in rules:
+        if rule.category not in CATEGORIES:
+            for meant in difflib.get_close_matches(rule.category, CATEGORIES, 1, 0.85):
+                text = f'"{rule.category}" is a category of your own; was "{meant}" meant?'
+                found.append(f"{rule.file}:{rule.line}: bounce.category: {text}")
+    return found
 
 
 def classifier(configuration: Config) -> Classifier:

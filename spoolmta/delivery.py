@@ -18,7 +18,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolmta import alert, bounce, clock, condition, descriptors, here, process, reaction, record, state, verdict, warming
+from spoolmta import (
+    alert,
+    bounce,
+    clock,
+    condition,
+    descriptors,
+    here,
+    process,
+    reaction,
+    record,
+    state,
+    verdict,
+    warming,
+)
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons

@@ -1,4 +1,4 @@
-"""Which rules, for responses or for bounce categories, can never do anything, found by running them over sample replies.
+"""Which rules, for responses or bounce categories, can never do anything, found by running them over sample replies.
 
 A rule stands with samples in the comment directly above it:
 

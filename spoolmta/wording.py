@@ -4,9 +4,9 @@ Noise says nothing about why mail was refused, and so is no word: addresses, hos
 protect our users from spam"), advice ("if you believe ..."), case, accents, punctuation. Hosts and links are kept
 apart, as names, because some of them do say why: those of block lists.
 
-A phrase is words in a row: `{mailbox} .. full`. `a|b` is either, `c?` may be missing, `exce*` is any word that begins so,
-`..` stands for up to six words that do not matter, `{name}` for a list of words. Of languages without spaces between
-words a phrase is found anywhere. No phrase can make a search take long: it goes over the words once, and `..` is short.
+A phrase is words in a row: `{mailbox} .. full`. `a|b` is either, `c?` may be missing, `exce*` is any word that begins
+so, `..` stands for up to six words that do not matter, `{name}` for a list of words. Of languages without spaces
+between words a phrase is found anywhere. No phrase can make a search take long: there are few `..`, and they are short.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ STEM = 4
 """The least letters of a word's beginning."""
 
 _PLAIN = str.maketrans("!#$%&'()*+,-./:;<=>?[\\]^_`{|}~@", " " * 31, '"') | dict.fromkeys([*range(32), 127], " ")
+_LABEL = re.compile(r"[^\W_]+")
 _NO_WORD = re.compile(r"[\W_]+")
 _LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
@@ -68,7 +69,12 @@ def tokens_of(text: str) -> list[str]:
 
 def is_name(token: str) -> bool:
     """Whether it is a host or a link."""
-    return "." in token and _NAME.match(token) is not None
+    return _NAME.match(token) is not None
+
+
+def labels_in(token: str) -> str:
+    """The parts of a name with a blank before each."""
+    return f" {' '.join(_LABEL.findall(token))}"
 
 
 def words_in(token: str) -> str:
@@ -86,7 +92,7 @@ def words_of(text: str) -> Words:
     """What a receiver said, without noise."""
     tokens = tokens_of(text)
     spoken = "".join([words_in(token) for token in tokens if not is_name(token)])
-    return Words(f"{spoken} ", "".join([words_in(token) for token in tokens if is_name(token)]) + " ")
+    return Words(f"{spoken} ", "".join([labels_in(token) for token in tokens if is_name(token)]) + " ")
 
 
 def _folded(text: str) -> str:
@@ -97,7 +103,7 @@ def _folded(text: str) -> str:
 
 class Phrase:
     """A phrase that can be searched for. `groups` are sets of words (`word*`: their beginnings): where it is found, the
-    text has one of each; none: it can be anywhere. Its expression is made when it is first wanted, because most never are."""
+    text has one of each; none: it can be anywhere. Its expression is made when it is first wanted: most never are."""
 
     __slots__ = ("_expression", "_search", "groups")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -12,6 +13,9 @@ import msgspec
 from spoolmta.cli.frame import SEARCHED, cli, json_option, load, plain
 from spoolmta.errors import DataError, UsageError
 from spoolmta.model import BounceRule
+
+if TYPE_CHECKING:
+    from spoolmta.bounce import Classifier
 
 AT_ONCE = 512
 """Lines that are written together."""
@@ -27,12 +31,13 @@ def classify(context: click.Context, replies: tuple[str, ...], explain: bool, li
     """Tell the bounce category of replies: CATEGORY, a tab and the reply, a line each.
 
     Replies are arguments like "550 5.1.1 No such user", or lines of files, or of the standard input ("-", or nothing).
-    Nothing need be running. The rules of the configuration come first, if there is one. --json gives an object a line."""
+    Nothing need be running. The rules of the configuration, if there is one, come first. --json gives an object a line.
+    """
     from spoolmta.bounce import Classifier
 
     classifier = Classifier(_own_rules(context))
     if lint:
-        _tell_findings(context, classifier, _lines(replies) if replies else (), as_json)
+        _tell_findings(classifier, _lines(replies) if replies else (), as_json)
         return
     from spoolmta import bounce, pattern
 
@@ -40,7 +45,7 @@ def classify(context: click.Context, replies: tuple[str, ...], explain: bool, li
         reply = bounce.reply_in(line)
         status, text = bounce.status_of(reply), pattern.text_of(reply)
         if not explain and not as_json:
-            return f"{classifier.category(status, text)}\t{plain(line)}\n"
+            return f"{classifier.category(status, text)}\t{line if line.isprintable() else plain(line)}\n"
         rule = classifier.rule(status, text)
         category, place = (rule.category, _place(rule)) if rule else (bounce.OTHER, "")
         if not as_json:
@@ -60,11 +65,9 @@ def _place(rule: BounceRule) -> str:
     return f"{rule.file}:{rule.line}"
 
 
-def _tell_findings(context: click.Context, classifier: object, lines: Iterable[str], as_json: bool) -> None:
+def _tell_findings(classifier: Classifier, lines: Iterable[str], as_json: bool) -> None:
     from spoolmta import bounce, lint
-    from spoolmta.bounce import Classifier
 
-    assert isinstance(classifier, Classifier)
     findings = lint.check_bounces(classifier, [bounce.reply_in(line) for line in lines])
     for finding in findings:
         if as_json:
@@ -98,9 +101,10 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 
 def _write(texts: Iterable[str]) -> None:
     waiting: list[str] = []
+    together = 1 if sys.stdout.isatty() else AT_ONCE
     for text in texts:
         waiting.append(text)
-        if len(waiting) >= AT_ONCE or sys.stdout.isatty():
+        if len(waiting) >= together:
             sys.stdout.write("".join(waiting))
             waiting.clear()
     sys.stdout.write("".join(waiting))

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import bounces, files, keys, places, plans, queues, responses, tls, values
+from spoolmta.config import files, keys, places, plans, queues, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
@@ -428,8 +428,16 @@ def _unknown(path: Path, value: object, table: str) -> str:
 
 
 def _home(table: str) -> str:
-    headers = {"": "at the top of the file, before the first table", "acct-file": "into [[acct-file]]", "bounce": "into [[bounce]]"}
-    headers |= {"domain": 'into [domain."PATTERN"]', "select": "into [[source.NAME.select]]"}
+    headers = {
+        "": "at the top of the file, before the first table",
+        "acct-file": "into [[acct-file]]",
+        "bounce": "into [[bounce]]",
+    }
+    headers |= {
+        "domain": 'into [domain."PATTERN"]',
+        "select": "into [[source.NAME.select]]",
+        "bounce": "into [[bounce]]",
+    }
     headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "pool", "source", "provider")}
     return headers.get(table, f"into [{table}]")
 

@@ -20,7 +20,8 @@ INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.la
 PROCESSES = """process state arrivals survey lane reporter reminder mailer ledger clearance switchboard standin passage
     standing rerouting inflow carrier pickup delivery supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
-FACE = "cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.explain cli.classify cli __main__".split()
+FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.explain cli.classify
+    cli __main__""".split()
 FOLDERS = ("model", "config")
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 

@@ -3,8 +3,8 @@
 A category says what the sender of the mail can do about it: drop the address, wait, clean up the content, look after
 the reputation. It is given by rules in order, the operator's before those of `bounce.toml`; the first that holds wins.
 
-A reply is not held against every rule. Its words are looked up, by their first letters, in an index that says which
-phrases they can be part of; its status says which rules are for it. What is left, a few, is tried in order. So there
+A reply is not held against every rule. Its words are looked up in an index that says which phrases they can be
+part of; its status says which rules are for it. What is left, one or two, is tried in order. So there
 may be any number of rules, and one reply costs some 15 microseconds, also if nobody has said it before.
 """
 
@@ -72,7 +72,7 @@ def reply_in(line: str) -> Reply:
     text = line.strip()
     if text[:1] in "245" and text[1:3].isdecimal() and text[3:4] in " -" and text[:3].isascii():
         return Reply(int(text[:3] or "550"), (text[4:],))
-    if found := _ANY_REPLY.match(text):
+    if found := _ANY_REPLY.match(text[: pattern.MAX_TEXT]):
         return Reply(int(found[1]), (found[2],))
     return Reply(450 if text.startswith("4.") else 550, (text,))
 

@@ -50,7 +50,7 @@ def classify(context: click.Context, replies: tuple[str, ...], explain: bool, li
         category, place = (rule.category, _place(rule)) if rule else (bounce.OTHER, "")
         if not as_json:
             return f"{category}\t{place}\t{plain(line)}\n"
-        found = {"category": category, "status": status, "rule": place, "reply": line}
+        found = {"category": category, "status": status, "rule": place, "reply": plain(line)}
         return msgspec.json.encode(found).decode() + "\n"
 
     _write(told(line) for line in _lines(replies))

@@ -341,7 +341,10 @@ class _Reader:
         found = []
         for number, table in enumerate(raw):
             fields = self._table(table, ("bounce", number), "bounce")
-            if "category" in fields:
+            if isinstance(table, dict) and not table.keys() & {"status", "words", "names", "pattern"}:
+                text = "a rule looks for something: pattern, words, names or status (pattern = '' is in every reply)"
+                self._complain(("bounce", number), text)
+            elif "category" in fields:
                 file, line = self._document.place(("bounce", number))
                 found.append(BounceRule(file=file, line=line, **fields))
         return tuple(found)
@@ -428,16 +431,9 @@ def _unknown(path: Path, value: object, table: str) -> str:
 
 
 def _home(table: str) -> str:
-    headers = {
-        "": "at the top of the file, before the first table",
-        "acct-file": "into [[acct-file]]",
-        "bounce": "into [[bounce]]",
-    }
-    headers |= {
-        "domain": 'into [domain."PATTERN"]',
-        "select": "into [[source.NAME.select]]",
-        "bounce": "into [[bounce]]",
-    }
+    headers = {"": "at the top of the file, before the first table", "domain": 'into [domain."PATTERN"]'}
+    headers |= {"select": "into [[source.NAME.select]]"}
+    headers |= {name: f"into [[{name}]]" for name in ("acct-file", "bounce")}
     headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "pool", "source", "provider")}
     return headers.get(table, f"into [{table}]")
 

@@ -146,7 +146,7 @@ class Rules:
 
     def find(self, status: str, text: str) -> BounceRule | None:
         """The first rule that holds for a reply with this status and text, as `pattern.text_of` gives it."""
-        units, spoken, names = self._always, [], ""
+        units, spoken, names = self._always, [], []
         by_token = self._by_token
         for token in wording.tokens_of(text):
             known = by_token.get(token)
@@ -154,16 +154,17 @@ class Rules:
                 if "@" in token:
                     continue
                 if "." in token and wording.is_name(token):
-                    names += wording.labels_in(token)
+                    names.append(token)
                     continue
                 known = self._learn(token)
             said, possible = known
             spoken.append(said)
             if possible:
                 units |= possible
-        for label in names.split():
+        labels = wording.labels_of(names) if names else []
+        for label in labels:
             units |= self._by_word.get(NAME + label, 0)
-        words = Words("".join(spoken) + " ", names + " ")
+        words = Words(f"{''.join(spoken)} ", f" {' '.join(labels)} ")
         if not words.text.isascii():
             units |= self._foreign
         units &= (units >> self._half) & self._for_status(status)

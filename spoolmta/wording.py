@@ -72,15 +72,17 @@ def is_name(token: str) -> bool:
     return _NAME.match(token) is not None
 
 
-def labels_in(token: str) -> str:
-    """The parts of a name with a blank before each."""
-    return f" {' '.join(_LABEL.findall(token))}"
+def labels_of(names: list[str]) -> list[str]:
+    """The parts of names."""
+    return _LABEL.findall(" ".join(names))
 
 
 def words_in(token: str) -> str:
     """The words of a token with a blank before each, which are none for an address."""
     if "@" in token:
         return ""
+    if token.isalnum():
+        return f" {token}"
     if token.isascii():
         words = token.replace("n't", "nt").replace("e-mail", "email").replace("non-", "non").translate(_PLAIN).split()
     else:
@@ -91,8 +93,9 @@ def words_in(token: str) -> str:
 def words_of(text: str) -> Words:
     """What a receiver said, without noise."""
     tokens = tokens_of(text)
-    spoken = "".join([words_in(token) for token in tokens if not is_name(token)])
-    return Words(f"{spoken} ", "".join([labels_in(token) for token in tokens if is_name(token)]) + " ")
+    spoken = [words_in(token) for token in tokens if not is_name(token)]
+    labels = labels_of([token for token in tokens if is_name(token) and "@" not in token])
+    return Words(f"{''.join(spoken)} ", f" {' '.join(labels)} ")
 
 
 def _folded(text: str) -> str:
@@ -136,8 +139,7 @@ def phrase(source: str, lists: Mapping[str, tuple[str, ...]]) -> Phrase:
             pieces.append(".{0,20}" if is_unspaced else "(?: \\S+){0,6}?")
             continue
         words = _alternatives(part.removesuffix("?"), lists)
-        either = "|".join(f"{word[:-1]}\\S*" if word.endswith("*") else word for word in words)
-        piece = f" ?(?:{either})" if is_unspaced else f" (?:{either})"
+        piece = f" ?{_either(words)}" if is_unspaced else f" {_either(words)}"
         if part.endswith("?"):
             pieces.append(f"(?:{piece})?")
             continue
@@ -146,6 +148,15 @@ def phrase(source: str, lists: Mapping[str, tuple[str, ...]]) -> Phrase:
     if not groups:
         raise BadPhrase("every word in it may be missing")
     return Phrase("".join(pieces) + ("" if is_unspaced else " "), () if is_unspaced else tuple(groups))
+
+
+def _either(words: list[str]) -> str:
+    """An expression for any of the words, grouped by their first letters, which is faster to search for."""
+    endings: dict[str, list[str]] = {}
+    for word in words:
+        rest = word[1:]
+        endings.setdefault(word[0], []).append(f"{rest[:-1]}\\S*" if rest.endswith("*") else rest)
+    return "(?:" + "|".join([first + "(?:" + "|".join(rest) + ")" for first, rest in endings.items()]) + ")"
 
 
 def _alternatives(part: str, lists: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -141,6 +141,8 @@ def phrase(source: str, lists: Mapping[str, tuple[str, ...]]) -> Phrase:
         words = _alternatives(part.removesuffix("?"), lists)
         piece = f" ?{_either(words)}" if is_unspaced else f" {_either(words)}"
         if part.endswith("?"):
+            if "|" in part:
+                raise BadPhrase(f'a word that may be missing stands alone, and not as in "{part}"')
             pieces.append(f"(?:{piece})?")
             continue
         pieces.append(piece)

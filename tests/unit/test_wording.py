@@ -60,6 +60,7 @@ def test_a_phrase_is_words_in_a_row(source: str, text: str, is_there: bool) -> N
         ("{nothing} full", "there is no list of words {nothing}; there are box"),
         ("foo-bar", '"foo-bar" is no word'),
         ("ab* x", "at least 4 letters"),
+        ("a|b? c", 'stands alone, and not as in "a|b?"'),
         ("a? b?", "every word in it may be missing"),
         ("| full", "is no word"),
     ],

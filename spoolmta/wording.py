@@ -177,7 +177,7 @@ def _word(written: str) -> str:
     """A word as it comes out of a text."""
     stem = written.removesuffix("*")
     word = words_in(_folded(stem.lower())).strip()
-    if not word or " " in word:
+    if not stem.isalnum() or " " in word:
         raise BadPhrase(f'"{written}" is no word: only letters and digits are looked at, and accents do not matter')
     if stem == written:
         return word

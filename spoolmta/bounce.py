@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from spoolmta import config, pattern, wording
 from spoolmta.model import BounceRule, Config, Failure, FailureKind, Reply
 from spoolmta.pattern import Pattern
-from spoolmta.wording import Phrase, Words
+from spoolmta.wording import Phrase
 
 CATEGORIES = (
     "bad-configuration",
@@ -90,9 +90,9 @@ class Unit:
         self.rule = rule
         self._phrase, self._pattern, self._is_for_names = phrase, pattern, is_for_names
 
-    def holds(self, text: str, words: Words) -> bool:
+    def holds(self, text: str, words: str, names: str) -> bool:
         if self._phrase is not None:
-            return self._phrase.is_in(words.names if self._is_for_names else words.text)
+            return self._phrase.is_in(names if self._is_for_names else words)
         return self._pattern is None or self._pattern.is_in(text)
 
 
@@ -164,14 +164,14 @@ class Rules:
         labels = wording.labels_of(names) if names else []
         for label in labels:
             units |= self._by_word.get(NAME + label, 0)
-        words = Words(f"{''.join(spoken)} ", f" {' '.join(labels)} ")
-        if not words.text.isascii():
+        words, joined = f"{''.join(spoken)} ", f" {' '.join(labels)} "
+        if not words.isascii():
             units |= self._foreign
         units &= (units >> self._half) & self._for_status(status)
         while units:
             number = (units & -units).bit_length() - 1
             unit = self._units[number]
-            if unit.holds(text, words):
+            if unit.holds(text, words, joined):
                 return unit.rule
             units &= units - 1
         return None

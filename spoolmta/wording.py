@@ -15,8 +15,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 
-from spoolmta.model import Struct
-
 MAX_TEXT = 600
 """Characters that are looked at: no receiver needs more to say why, and a hostile one may not cost us milliseconds."""
 MAX_GAPS = 3
@@ -48,11 +46,17 @@ class BadPhrase(ValueError):
     """Why a phrase cannot be used, as one clause."""
 
 
-class Words(Struct, frozen=True):
+class Words:
     """The words of a reply and the names in it, each as one text with a space before and behind every word."""
 
-    text: str
-    names: str
+    __slots__ = ("names", "text")
+
+    def __init__(self, text: str, names: str) -> None:
+        self.text = text
+        self.names = names
+
+    def __repr__(self) -> str:
+        return f"Words({self.text!r}, {self.names!r})"
 
 
 def tokens_of(text: str) -> list[str]:

@@ -77,8 +77,10 @@ def reply_in(line: str) -> Reply:
     return Reply(450 if text.startswith("4.") else 550, (text,))
 
 
-REMEMBERED = 4096
-"""Replies whose category a `Classifier` remembers: receivers repeat themselves."""
+REMEMBERED = 1024
+"""Replies whose category a `Classifier` remembers, and statuses: receivers repeat themselves."""
+VOCABULARY = 2048
+"""Words that are remembered with what they may be part of."""
 
 
 class Unit:
@@ -106,6 +108,7 @@ class Rules:
         self._always, self._foreign = 0, 0
         self._by_word: dict[str, int] = {}
         self._by_beginning: dict[str, int] = {}
+        self._beginnings: set[str] = set()
         self._by_token: dict[str, tuple[str, int]] = {}
         self._by_status: dict[str, int] = {}
         phrases: list[tuple[int, str, Phrase]] = []
@@ -135,12 +138,18 @@ class Rules:
                 self._foreign |= (1 | 1 << self._half) << number
                 continue
             groups = [[prefix + word for word in group] for group in found.groups]
+            if prefix and any(word.endswith("*") for group in groups for word in group):
+                self._always |= (1 | 1 << self._half) << number  # rare, and names are looked up as they are
+                continue
             groups.sort(key=lambda group: sum([uses[word] for word in group]))
             for group, bit in zip(groups, (1 << number, 1 << number + self._half), strict=False):
                 for word in group:
-                    where = self._by_beginning if word.endswith("*") else self._by_word
-                    word = word.removesuffix("*")
-                    where[word] = where.get(word, 0) | bit
+                    if word.endswith("*"):
+                        word = word[:-1]
+                        self._beginnings.add(word[: wording.STEM])
+                        self._by_beginning[word] = self._by_beginning.get(word, 0) | bit
+                    else:
+                        self._by_word[word] = self._by_word.get(word, 0) | bit
             if len(groups) == 1:
                 self._always |= 1 << number + self._half
 
@@ -181,7 +190,7 @@ class Rules:
         words = wording.words_in(token)
         known = words, self._units_of(words.split())
         if len(token) < LONG and (len(token) < SHORT or not HAS_DIGIT.search(token)):
-            if len(self._by_token) >= REMEMBERED:
+            if len(self._by_token) >= VOCABULARY:
                 self._by_token.clear()
             self._by_token[token] = known
         return known
@@ -190,7 +199,7 @@ class Rules:
         units = 0
         for word in words:
             units |= self._by_word.get(word, 0)
-            if word.isalpha():
+            if word[: wording.STEM] in self._beginnings:
                 for end in range(wording.STEM, len(word) + 1):
                     units |= self._by_beginning.get(word[:end], 0)
         return units

@@ -46,19 +46,6 @@ class BadPhrase(ValueError):
     """Why a phrase cannot be used, as one clause."""
 
 
-class Words:
-    """The words of a reply and the names in it, each as one text with a space before and behind every word."""
-
-    __slots__ = ("names", "text")
-
-    def __init__(self, text: str, names: str) -> None:
-        self.text = text
-        self.names = names
-
-    def __repr__(self) -> str:
-        return f"Words({self.text!r}, {self.names!r})"
-
-
 def tokens_of(text: str) -> list[str]:
     """What stands between blanks in a reply, in small letters without accents, and without asides."""
     text = text[:MAX_TEXT].lower()
@@ -92,14 +79,6 @@ def words_in(token: str) -> str:
     else:
         words = _NO_WORD.sub(" ", token.replace("n\u2019t", "nt")).split()
     return f" {' '.join(words)}" if words else ""
-
-
-def words_of(text: str) -> Words:
-    """What a receiver said, without noise."""
-    tokens = tokens_of(text)
-    spoken = [words_in(token) for token in tokens if not is_name(token)]
-    labels = labels_of([token for token in tokens if is_name(token) and "@" not in token])
-    return Words(f"{''.join(spoken)} ", f" {' '.join(labels)} ")
 
 
 def _folded(text: str) -> str:

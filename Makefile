@@ -8,7 +8,7 @@ NOT_COMPILED := tests/meta tests/crash/test_every_arrow.py tests/crash/test_hand
 	tests/crash/test_lost_hints.py tests/crash/test_reports_survive.py
 TESTS := tests
 BREAKS_PROMISES := tests/crash/test_power_cut.py::test_the_oracle_finds_what_a_broken_promise_loses
-SOURCES := $(shell find spoolmta -name '*.py')
+SOURCES := $(shell find spoolmta -name "*.py") etc/bounce.toml
 
 .PHONY: help install compiled demo test test-compiled check interop torture bench scale format clean
 

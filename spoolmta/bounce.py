@@ -1,17 +1,25 @@
 """What a reply means: the enhanced status code, its text, and PowerMTA's bounce category.
 
 A category says what the sender of the mail can do about it: drop the address, wait, clean up the content, look after
-the reputation. The first rule that matches wins, and what a reply says in words is believed before its codes: many
-receivers answer 5.7.1 to everything. The rules go from the unmistakable (a full mailbox, a missing PTR record) to the
-vague ("denied"), so that a vague word cannot hide a clear one.
+the reputation. It is given by rules in order, the operator's before those of `bounce.toml`; the first that holds wins.
+
+A reply is not held against every rule. Its words are looked up in an index that says which phrases they can be
+part of; its status says which rules are for it. What is left, one or two, is tried in order. So there
+may be any number of rules, and one reply costs some 15 microseconds, also if nobody has said it before.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
-from spoolmta.model import FailureKind, Reply
+from spoolmta import config, pattern, wording
+from spoolmta.model import BounceRule, Config, Failure, FailureKind, Reply
+from spoolmta.pattern import Pattern
+from spoolmta.wording import Phrase
 
 CATEGORIES = (
     "bad-configuration",
@@ -33,191 +41,7 @@ CATEGORIES = (
     "virus-related",
 )
 
-# Words about the receiver's motives, addresses and links, which say nothing about this message and a lot about "spam".
-_NOISE = re.compile(
-    r"https?://\S+|www\.\S+|<[^<>\s]*@[^<>\s]*>|(?<![\w.+=-])[\w.+=-]++@[\w.-]++"
-    r"|to (?:best )?(?:protect|reduce)\b[^.;]*(?:[.;]|$)|for (?:more|further) (?:information|details"
-    r"|help)\b[^.;]*(?:[.;]|$)"
-)
-
-_MAILBOX = r"(?:mail ?box|user|recipient|account|address(?:ee)?|e?-?mail account|customer|inbox|alias|destinataire)"
-_SENDING = r"(?:sender|sending|originat\w+|mail ?from|from|return[- ]path|envelope[- ]from|emetteur)"
-_NO = r"(?:not|no|isn'?t|cannot|can'?t|could ?n[o']t|doesn'?t|wasn'?t|unable to)"
-
-_TEXT_RULES: tuple[tuple[str, str], ...] = (
-    # The recipient's store is full, or the message too large for it.
-    (
-        "quota-issues",
-        r"over ?quota|quota (?:is )?(?:exceeded|full|violation|reached|limit)|exceed\w* (?:\w+ )*(?:storage|(?:disk"
-        r"|mailbox|user) quota)"
-        rf"|{_MAILBOX}\W+(?:\w+ )*(?:is |are )?full\b|out of (?:storage|disk)|insufficient (?:disk"
-        rf"|system (?:storage|resources))"
-        r"|(?:disk|storage) (?:space )?(?:is )?full|no space left|not enough (?:disk |storage )?space"
-        r"|mailbox size limit|boite \w+ \w+ pleine",
-    ),
-    (
-        "content-related",
-        r"(?:message|mail|e-?mail|content|header\w*|attachment\w*)(?:'s)? (?:\w+ ){0,3}(?:too (?:large|big|long))"
-        r"|too (?:large|big) (?:a )?(?:message|mail)|exceed\w* (?:[\w'\"]+ ){0,6}(?:message |header )?sizes?\b"
-        r"|(?<!policy )size (?!per )(?:\w+ )*(?:exceed|limit)"
-        r"|length exceeds|number of attachments|sizelimit",
-    ),
-    ("virus-related", r"^(?!.*\bspam\b).*(?:\bvirus|malware|\btrojan|\binfected|\bworm\b|ransomware)"),
-    # Who we are: authentication of the domain, name of the address, encryption, login.
-    (
-        "relaying-issues",
-        r"relay(?:ing)? (?:\w+ )*(?:denied|not|prohibited|disallowed|forbidden|rejected)|(?:not|unable|cannot|open"
-        r"|as a|denied to|for) relay\b(?! at)"
-        rf"|{_NO} (?:\w+ ){{0,2}}(?:permit\w*|allow\w*|authori[sz]ed|configured)? ?(?:to )?relay|use the smtp relay"
-        rf"|we do not relay|not a gateway|rcpthosts",
-    ),
-    (
-        "policy-related",
-        r"\bspf\b|\bdkim\b|\bdmarc\b|\barc\b|unauthenticated|sender ?id|authentication (?:is )?(?:required|checks?"
-        r"|information|level|not|failed)"
-        r"|authrequired|\bptr\b|r(?:everse )?-?dns\b|reverse (?:lookup|name)|ip name lookup|forward-confirmed"
-        r"|password|log ?in\b|logged in|credentials",
-    ),
-    (
-        "policy-related",
-        r"(?:^(?!.*\b(?:violation|syntax|protocol)\b).*)(?:\btls\b|starttls|encryption (?:is )?(?:required|needed))"
-        r"|(?:hel|ehl)o\b.*(?:invalid|reject|denied|not|argument|require)",
-    ),
-    # How the message is written (RFC 5322), and how fast and how often we come.
-    (
-        "content-related",
-        r"rfc[- ]?(?:5322|2822|822)\b.*\b(?:compliant|header|duplicate|specification)|not rfc.{0,8} complian"
-        r"|malformed|message-id: header"
-        r"|(?:missing|no|blank|duplicate|invalid|multiple|valid|disallowed|message"
-        r"|8-bit \w+ in message) (?:a )?(?:message |mail )?(?:from: )?headers?\b"
-        r"|from: (?:header|address)|encoded-word|8-?bit (?:data|char)|7-?bit data|unicode character|bare (?:lf|cr|line)"
-        r"|(?:illegal|banned|prohibited|dangerous|blocked) (?:attachment|content|file)|because its content"
-        r"|content (?:is )?(?:denied|prohibited|not allowed)",
-    ),
-    (
-        "policy-related",
-        r"too (?:many (?!hops|errors)|much|fast|quickly|frequent)|rate[- ]?limit|(?:unusual|sending) rate|at a rate"
-        r"|frequen\w+ limited|limit (?:has been |is |was )?(?:exceeded|reached)"
-        r"|exceeded (?:the|their|its|your) (?:\w+ )*(?:limit|number|quota)|excessive|throttl|gr[ae]y-?list"
-        r"|max(?:imum)? (?:number of )?(?:message|connection|concurrent)"
-        r"|unexpected volume|try again from|denial of service",
-    ),
-    # Reputation and spam.
-    (
-        "spam-related",
-        r"\bspam(?:ming|my|mer)?\b|unsolicited|\buce\b|\bube\b|junk|bulk mail|black ?-?list|block ?-?list|den(?:y"
-        r"|ial) ?list|\b[dr]?[dru]?[rs]?bls?\b|dnsbl"
-        r"|spamhaus|spamcop|cloudmark|barracuda ?central|proofpoint|sorbs|abuseat|senderscore|reputation|phish"
-        r"|spoof|suspicious|fraud|block list"
-        r"|block(?:ed)? using|message content rejected|\(bl\)|listed (?:in|on|at|by)\b|complaint",
-    ),
-    # The sender's address.
-    (
-        "invalid-sender",
-        rf"{_SENDING}:? (?:address |domain |e?-?mail )*(?:is |was |has been )?(?:\w+ )?(?:reject|invalid|denied|not"
-        rf"|unknown|{_NO}|verif|does|must|unresolv|block)"
-        rf"|domain of {_SENDING}|(?:invalid|unknown|bad|unverified|unresolvable|illegal) {_SENDING}\b"
-        rf"|valid {_SENDING}\b|purported responsible|cannot resolve your domain",
-    ),
-    # The recipient's address: first given up, then never there, then its domain.
-    (
-        "inactive-mailbox",
-        rf"{_MAILBOX}\b(?:\W+\w+){{0,10}}?\W+(?:disabled|inactiv\w*|suspended|expired|locked|deactivated|closed"
-        rf"|frozen|blocked|bloque|dormant|discontinued|terminated)"
-        rf"|(?:disabled|inactive|suspended|expired|locked|deactivated|closed|dormant|abandoned) (?:recipient |user "
-        rf"|e?-?mail |the )*{_MAILBOX}|address rejected: inactive",
-    ),
-    (
-        "bad-domain",
-        r"(?:domain|host)(?: name)? (?:\w+ )?(?:unknown|not found|does ?n[o']t exist|not exist|invalid|retired"
-        r"|obsolete|no longer)|unknown (?:domain|host)|no such (?:domain|host)"
-        r"|(?:invalid|bad|nonexistent) (?:domain|host)\b|nxdomain|name server: .* no data known"
-        r"|host does not accept mail|does not accept (?:e-?)?mail|null ?mx",
-    ),
-    (
-        "bad-mailbox",
-        rf"(?:no such|unknown|invalid|nonexist\w*|unrouteable|undeliverable|bad|incorrect) (?:local |destination "
-        rf"|e?-?mail |virtual |recipient |user )*{_MAILBOX}"
-        rf"|{_MAILBOX}\b(?:\W+\w+){{0,8}}?\W+(?:unknown|{_NO} (?:be )?(?:exist|found|known|valid|listed|recogni"
-        rf"|have an?|our|in|locat)|not exist|does ?n[o']t exist|invalid|unavailable|unallocated|no longer"
-        rf"|misspelled|not a valid)"
-        rf"|{_NO} (?:an? |our |a valid |known |such |longer |find |valid )*(?:valid )?{_MAILBOX}\b|recip\w*notfound"
-        rf"|doesn'?t have an? \S+ account|no longer (?:valid|available|here|exist|in use|active)"
-        r"|user ?unknown|no mailbox|(?:user|recipient|mailbox)\w*notfound|not in (?:\w+ )*list"
-        r"|unknown (?:or illegal )?alias|not (?:our|a local) (?:user|customer)|message filtered|no one here"
-        r"|(?:recipient|destination) (?:\w+ )?(?:domain|address).{0,3}(?:weren|not found)|find the recipient"
-        r"|mailbox (?:not|unavailable)"
-        r"|recipient address(?:es)? rejected ?: access denied",
-    ),
-    # The way there.
-    (
-        "routing-errors",
-        r"(?:too many|exceeded (?:\w+ )*|hop count).{0,12}hops?\b|hop count|mail loop|loop(?:s|ing)? (?:detected"
-        r"|back)|loop detected|unrout|no route|\brouting\b",
-    ),
-    (
-        "message-expired",
-        r"message (?:has )?expired|delivery (?:time )?expired|connection expired|in the queue too long"
-        r"|retry time(?:out)?|lifetime|could not be delivered (?:for|within)",
-    ),
-    (
-        "no-answer-from-host",
-        r"timed? ?-?out|connection refused\s*(?:\(|$)|no answer|failed to connect|establish an smtp connection"
-        r"|unreachable|not responding|error encountered while communicating",
-    ),
-    (
-        "bad-connection",
-        r"(?:lost|broken|dropped|reset|closed) connection|connection (?:\w+ )*(?:lost|reset|dropped|aborted|broken)",
-    ),
-    (
-        "protocol-errors",
-        r"syntax error|bad sequence|out of (?:sequence|order)|protocol (?:violation|error)|(?:command|parameter"
-        r"|argument)s? (?:\w+ )*(?:un\w*recogni|not (?:recogni|implement|allow|support)|unknown)"
-        r"|(?:unrecogni[sz]ed|unknown|unimplemented|invalid) (?:command|parameter|argument)|no commands allowed"
-        r"|cannot decode|pipelin",
-    ),
-    ("virus-related", r"\bvirus"),
-    (
-        "bad-configuration",
-        r"(?:operating|internal|temporary|local|server|mail) (?:system |server )?(?:error|problem)"
-        r"|insufficient permission|mailer error|misconfig|configuration|lookup failure"
-        r"|service (?:currently )?(?:not available|unavailable$)"
-        r"|domain policy size|(?:resources?|system) (?:is )?temporarily unavailable|multiple destination domains",
-    ),
-    (
-        "policy-related",
-        r"den(?:ied|y)|prohibit|reject|refus|not (?:allowed|accepted|permitted|authori[sz]ed|accept)|\bbann?ed"
-        r"|policy|block|restrict|forbidden|violation|\bban\b|permission"
-        r"|temporarily (?:deferred|unavailable)|white ?-?list|allow ?-?list|try (?:again|later)|too many|access"
-        r"|not (?:accepting|in whitelist)|identity|header error|security|suspect|abus",
-    ),
-    ("content-related", r"content|attachment|header"),
-    ("protocol-errors", r"need (?:rcpt|mail)"),  # last: often only the echo of the reason before it
-)
-
-# RFC 3463 and 5248, when the words said nothing. The class does not matter for the category.
-_CODE_RULES: tuple[tuple[str, str], ...] = (
-    ("bad-domain", r"1\.(?:2|10)"),
-    ("invalid-sender", r"1\.[78]"),
-    ("bad-mailbox", r"1\.\d+"),
-    ("inactive-mailbox", r"2\.1|7\.13"),
-    ("quota-issues", r"2\.[23]|3\.1"),
-    ("content-related", r"3\.4|6\.\d+"),
-    ("bad-configuration", r"3\.\d+"),
-    ("no-answer-from-host", r"4\.1"),
-    ("bad-connection", r"4\.2"),
-    ("routing-errors", r"4\.[346]"),
-    ("policy-related", r"4\.5"),
-    ("message-expired", r"4\.7"),
-    ("policy-related", r"5\.3"),
-    ("protocol-errors", r"5\.\d+"),
-    ("policy-related", r"7\.\d+"),
-)
-
-MAX_TEXT = 600  # no receiver needs more to say why, and a hostile one may not cost us milliseconds
-
-_TEXTS = tuple((category, re.compile(pattern)) for category, pattern in _TEXT_RULES)
-_CODES = tuple((category, re.compile(pattern)) for category, pattern in _CODE_RULES)
+OTHER = "other"
 
 # At the start of a line (RFC 2034), perhaps behind a repeated basic code; or where others put it: `(#5.1.1)`.
 _STATUS_FIRST = re.compile(r"\s*(?:[245][0-9]{2}[ -])?([245])\.([0-9]{1,3})\.([0-9]{1,3})(?![0-9.])")
@@ -239,20 +63,230 @@ def status_of(reply: Reply) -> str:
     return f"{kind}.0.0"
 
 
-@functools.lru_cache(maxsize=4096)
-def categorize(status: str, text: str) -> str:
-    """PowerMTA's category for a reply or a failure: `status` as `status_of` gives it, `text` what the receiver said."""
-    if status.startswith("2."):
-        return "other"
-    words = _NOISE.sub(" ", text[:MAX_TEXT].lower().replace("\u2019", "'"))
-    for category, pattern in _TEXTS:
-        if pattern.search(words):
-            return category
-    detail = status[2:]
-    for category, pattern in _CODES:
-        if pattern.fullmatch(detail):
-            return category
-    return "other"
+_ANY_REPLY = re.compile(r"(?:.{0,300}?[^0-9a-z.-])?([245][0-9]{2})[ -](?=.*[a-z])(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def reply_in(line: str) -> Reply:
+    """The reply in a line of text: `550 5.1.1 no such user`, also behind other words, as accounting files and DSNs have
+    it. Without a code it is a refusal, for good unless an enhanced code says otherwise."""
+    text = line.strip()
+    if text[:1] in "245" and text[1:3].isdecimal() and text[3:4] in " -" and text[:3].isascii():
+        return Reply(int(text[:3] or "550"), (text[4:],))
+    if found := _ANY_REPLY.match(text[: pattern.MAX_TEXT]):
+        return Reply(int(found[1]), (found[2],))
+    return Reply(450 if text.startswith("4.") else 550, (text,))
+
+
+REMEMBERED = 1024
+"""Replies whose category a `Classifier` remembers, and statuses: receivers repeat themselves."""
+VOCABULARY = 2048
+"""Words that are remembered with what they may be part of."""
+
+
+class Unit:
+    """What a rule looks for in one place: a phrase in the words or in the names, a pattern in the text, or nothing."""
+
+    __slots__ = ("_is_for_names", "_pattern", "_phrase", "rule")
+
+    def __init__(self, rule: BounceRule, phrase: Phrase | None, pattern: Pattern | None, is_for_names: bool) -> None:
+        self.rule = rule
+        self._phrase, self._pattern, self._is_for_names = phrase, pattern, is_for_names
+
+    def holds(self, text: str, words: str, names: str) -> bool:
+        if self._phrase is not None:
+            return self._phrase.is_in(names if self._is_for_names else words)
+        return self._pattern is None or self._pattern.is_in(text)
+
+
+class Rules:
+    """Ordered rules, with an index of what they look for. A phrase or pattern of a rule is a unit: a bit in a set of
+    units. A phrase can only be there where a word of each of its groups is, and the two rarest are looked up: words
+    of the one have the unit's bit in the lower half of their set, words of the other in the upper half."""
+
+    def __init__(self, rules: Iterable[BounceRule], lists: Mapping[str, tuple[str, ...]]) -> None:
+        self._units: list[Unit] = []
+        self._always, self._foreign = 0, 0
+        self._by_word: dict[str, int] = {}
+        self._by_beginning: dict[str, int] = {}
+        self._beginnings: set[str] = set()
+        self._by_token: dict[str, tuple[str, int]] = {}
+        self._by_status: dict[str, int] = {}
+        phrases: list[tuple[int, str, Phrase]] = []
+        for rule in rules:
+            for prefix, sources in (("", rule.words), (NAME, rule.names)):
+                for source in sources:
+                    found = wording.phrase(source, lists)
+                    phrases.append((len(self._units), prefix, found))
+                    self._units.append(Unit(rule, found, None, bool(prefix)))
+            for source in rule.pattern:
+                self._always |= 1 << len(self._units)
+                self._units.append(Unit(rule, None, pattern.compiled(source, may_be_empty=True), False))
+            if not (rule.words or rule.names or rule.pattern):
+                self._always |= 1 << len(self._units)
+                self._units.append(Unit(rule, None, None, False))
+        self._half = len(self._units)
+        self._always |= self._always << self._half
+        self._index(phrases)
+
+    def __repr__(self) -> str:
+        return f"Rules({len(self._units)} units)"
+
+    def _index(self, phrases: list[tuple[int, str, Phrase]]) -> None:
+        uses = Counter([prefix + word for _, prefix, found in phrases for group in found.groups for word in group])
+        for number, prefix, found in phrases:
+            if not found.groups:
+                self._foreign |= (1 | 1 << self._half) << number
+                continue
+            groups = [[prefix + word for word in group] for group in found.groups]
+            if prefix and any(word.endswith("*") for group in groups for word in group):
+                self._always |= (1 | 1 << self._half) << number  # rare, and names are looked up as they are
+                continue
+            groups.sort(key=lambda group: sum([uses[word] for word in group]))
+            for group, bit in zip(groups, (1 << number, 1 << number + self._half), strict=False):
+                for word in group:
+                    if word.endswith("*"):
+                        word = word[:-1]
+                        self._beginnings.add(word[: wording.STEM])
+                        self._by_beginning[word] = self._by_beginning.get(word, 0) | bit
+                    else:
+                        self._by_word[word] = self._by_word.get(word, 0) | bit
+            if len(groups) == 1:
+                self._always |= 1 << number + self._half
+
+    def find(self, status: str, text: str) -> BounceRule | None:
+        """The first rule that holds for a reply with this status and text, as `pattern.text_of` gives it."""
+        units, spoken, names = self._always, [], []
+        by_token = self._by_token
+        for token in wording.tokens_of(text):
+            known = by_token.get(token)
+            if known is None:
+                if "@" in token:
+                    continue
+                if "." in token and wording.is_name(token):
+                    names.append(token)
+                    continue
+                known = self._learn(token)
+            said, possible = known
+            spoken.append(said)
+            if possible:
+                units |= possible
+        labels = wording.labels_of(names) if names else []
+        for label in labels:
+            units |= self._by_word.get(NAME + label, 0)
+        words, joined = f"{''.join(spoken)} ", f" {' '.join(labels)} "
+        if not words.isascii():
+            units |= self._foreign
+        units &= (units >> self._half) & self._for_status(status)
+        while units:
+            number = (units & -units).bit_length() - 1
+            unit = self._units[number]
+            if unit.holds(text, words, joined):
+                return unit.rule
+            units &= units - 1
+        return None
+
+    def _learn(self, token: str) -> tuple[str, int]:
+        """The words of a token and their units; remembered, unless it may be somebody's id."""
+        words = wording.words_in(token)
+        known = words, self._units_of(words.split())
+        if len(token) < LONG and (len(token) < SHORT or not HAS_DIGIT.search(token)):
+            if len(self._by_token) >= VOCABULARY:
+                self._by_token.clear()
+            self._by_token[token] = known
+        return known
+
+    def _units_of(self, words: list[str]) -> int:
+        units = 0
+        for word in words:
+            units |= self._by_word.get(word, 0)
+            if word[: wording.STEM] in self._beginnings:
+                for end in range(wording.STEM, len(word) + 1):
+                    units |= self._by_beginning.get(word[:end], 0)
+        return units
+
+    def _for_status(self, status: str) -> int:
+        known = self._by_status.get(status)
+        if known is None:
+            if len(self._by_status) >= REMEMBERED:
+                self._by_status.clear()
+            known = 0
+            for number, unit in enumerate(self._units):
+                statuses = unit.rule.status
+                if not statuses or any(_is_like(status, wanted) for wanted in statuses):
+                    known |= 1 << number
+            self._by_status[status] = known
+        return known
+
+
+LONG, SHORT, HAS_DIGIT = 30, 8, re.compile("[0-9]")
+NAME = "@"
+"""Before the words of names, in one index with the others."""
+
+
+def _is_like(status: str, wanted: str) -> bool:
+    """Whether a status is the one in a rule, where an x is any number: x.1.1, 5.7.x."""
+    return all(part in ("x", number) for number, part in zip(status.split("."), wanted.split("."), strict=True))
+
+
+class Classifier:
+    """Tells categories, by the operator's rules and then by the shipped ones."""
+
+    def __init__(self, own: tuple[BounceRule, ...] = ()) -> None:
+        shipped = config.shipped_bounces()
+        self.rules = (*own, *shipped.rules)
+        self._own = Rules(own, shipped.lists) if own else None
+        self._all = Rules(self.rules, shipped.lists)
+        self._lists = shipped.lists
+        self._known: dict[tuple[str, str], str] = {}
+
+    def __repr__(self) -> str:
+        return f"Classifier({len(self.rules)} rules)"
+
+    def matches(self, rule: BounceRule, reply: Reply) -> bool:
+        """Whether a rule holds for a reply, whatever others say."""
+        return Rules([rule], self._lists).find(status_of(reply), pattern.text_of(reply)) is not None
+
+    def rule(self, status: str, text: str) -> BounceRule | None:
+        """The rule that decides; none does for a success."""
+        return None if status.startswith("2") else self._all.find(status, text)
+
+    def category(self, status: str, text: str) -> str:
+        """The category for a reply: `status` as `status_of` gives it, `text` as `pattern.text_of` does."""
+        found = self._known.get((status, text))
+        if found is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            rule = self.rule(status, text)
+            found = self._known[status, text] = rule.category if rule else OTHER
+        return found
+
+    def category_of_failure(self, failure: Failure) -> str:
+        """The category for trouble that is no reply. Its kind is known, so only the operator's rules read its text."""
+        status, category = _FAILURES[failure.kind]
+        rule = self._own.find(status, failure.text) if self._own else None
+        return rule.category if rule else category
+
+
+def warnings(rules: Iterable[BounceRule]) -> list[str]:
+    """Categories of the operator's rules that are probably mistyped, as `file:line: ...`."""
+    found = []
+    for rule in rules:
+        if rule.category not in CATEGORIES:
+            for meant in difflib.get_close_matches(rule.category, CATEGORIES, 1, 0.85):
+                text = f'"{rule.category}" is a category of your own; was "{meant}" meant?'
+                found.append(f"{rule.file}:{rule.line}: bounce.category: {text}")
+    return found
+
+
+def classifier(configuration: Config) -> Classifier:
+    """The one of a configuration."""
+    return _with(configuration.bounces)
+
+
+@functools.lru_cache(maxsize=2)
+def _with(own: tuple[BounceRule, ...]) -> Classifier:
+    """Remembered by the rules themselves: a reload that does not change them costs a thousand processes nothing."""
+    return Classifier(own)
 
 
 _FAILURES: dict[FailureKind, tuple[str, str]] = {
@@ -285,11 +319,6 @@ _FAILURES: dict[FailureKind, tuple[str, str]] = {
 def status_of_failure(kind: FailureKind) -> str:
     """The enhanced status code for trouble that is no reply."""
     return _FAILURES[kind][0]
-
-
-def category_of_failure(kind: FailureKind) -> str:
-    """The category for trouble that is no reply: the kind is known, so no text is read."""
-    return _FAILURES[kind][1]
 
 
 _SUBJECTS = {

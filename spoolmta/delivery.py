@@ -20,6 +20,7 @@ from typing import Any
 
 from spoolmta import alert, clock, condition, descriptors, here, process, reaction, record, state, verdict, warming
 from spoolmta.action import Action, Assign, Close, Locate, Open, Reject, VmtaLimits
+from spoolmta.bounce import classifier
 from spoolmta.carrier import Carrier, Process
 from spoolmta.commons import Commons
 from spoolmta.condition import Condition
@@ -461,6 +462,7 @@ def prepare(config: Config) -> None:
     """Work out before the forks what every process would work out of the configuration in memory of its own."""
     here.here(config)
     warming.names(config)
+    classifier(config)
 
 
 def limits_of(vmta: Vmta) -> VmtaLimits:

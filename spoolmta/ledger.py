@@ -17,7 +17,7 @@ import time
 
 import msgspec
 
-from spoolmta import accounting, disk, entry, record, verdict
+from spoolmta import accounting, bounce, disk, entry, record, verdict
 from spoolmta.errors import SpoolError
 from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply
 from spoolmta.notify import Action
@@ -67,6 +67,7 @@ class Ledger:
         self._reporter = Reporter(config, owner, partition)
         self._reminder = Reminder(config, owner, partition, self._reporter)
         self.log = accounting.Log(config.acct_files, page, row)
+        self._classifier = bounce.classifier(config)
         self._committer = disk.Committer(root)
         self._root = root
         self._logged, self._queued = accounting.Clock(), accounting.Clock()
@@ -90,7 +91,7 @@ class Ledger:
             if policy.replace_smtp_421_service_response:
                 answer = record.without_words_of_421(answer)
             outcome = judged.outcome
-            row = record.recipient_row(attempt, recipient, answer, judged)
+            row = record.recipient_row(attempt, recipient, answer, judged, self._classifier)
             self._row.add(_COUNTED[outcome], 1)
             action = None
             if outcome is not None:
@@ -231,6 +232,7 @@ class Ledger:
         self._reporter.reconfigure(config)
         self._reminder.reconfigure(config)
         self.log.reconfigure(config.acct_files)
+        self._classifier = bounce.classifier(config)
         self._shares_sync = self._lies_with_the_log()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which response rules can never do anything, found by running them over sample replies.
+"""Which rules, for responses or bounce categories, can never do anything, found by running them over sample replies.
 
 A rule stands with samples in the comment directly above it:
 
@@ -9,6 +9,7 @@ A rule stands with samples in the comment directly above it:
 A rule is dead where it matches none of its own samples (or, without own ones, none of all samples), and shadowed where
 every sample that it matches is taken by a rule before it. A list in the order in which rules are tried is one
 `Rules`; a rule that stands in several lists (a global one, behind each provider's) needs only be alive in one.
+A `[[bounce]]` has its samples in a key, `sample`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from spoolmta import pattern
-from spoolmta.model import Config, ResponseRule, Stage
+from spoolmta import bounce, pattern
+from spoolmta.bounce import Classifier
+from spoolmta.model import BounceRule, Config, Reply, ResponseRule, Stage
 from spoolmta.response import matches, rules_for
 
 _SAMPLE = re.compile(r"#\s*sample(?: at (\w+))?:\s*(.*\S)\s*")
@@ -39,8 +41,10 @@ class Sample(msgspec.Struct, frozen=True):
 class Finding(msgspec.Struct, frozen=True):
     """What is wrong with one rule."""
 
-    rule: ResponseRule
+    rule: ResponseRule | BounceRule
     text: str
+    is_proven: bool = True
+    """Not where it only did nothing with the replies that were there."""
 
     def __str__(self) -> str:
         return f"{self.rule.file}:{self.rule.line}: {self.text}"
@@ -91,6 +95,40 @@ def check(config: Config, texts: Mapping[str, str]) -> list[Finding]:
         for provider in ("", *config.providers)
     ]
     return lint(lists, known)
+
+
+def check_bounces(classifier: Classifier, real: Sequence[Reply] = ()) -> list[Finding]:
+    """What is dead or shadowed among rules for bounce categories, and what decides none of some real replies."""
+    known = [(rule, bounce.reply_in(text)) for rule in classifier.rules for text in rule.sample]
+    deciding = {id(rule_of(classifier, reply)) for reply in real}
+    found = []
+    for rule in classifier.rules:
+        own = [reply for owner, reply in known if owner is rule]
+        if text := _judge_bounce(classifier, rule, own, [*[reply for _, reply in known], *real]):
+            found.append(Finding(rule, text))
+        elif real and id(rule) not in deciding:
+            found.append(Finding(rule, f"decides none of the {len(real)} replies", is_proven=False))
+    return found
+
+
+def rule_of(classifier: Classifier, reply: Reply) -> BounceRule | None:
+    """The rule that decides over a reply."""
+    return classifier.rule(bounce.status_of(reply), pattern.text_of(reply))
+
+
+def _judge_bounce(classifier: Classifier, rule: BounceRule, own: list[Reply], known: list[Reply]) -> str:
+    missed = [reply for reply in own if not classifier.matches(rule, reply)]
+    if missed:
+        return f'dead: it does not match its own sample "{missed[0]}"'
+    matched = own or [reply for reply in known if classifier.matches(rule, reply)]
+    if not matched:
+        return 'unproven: none of the samples matches it; give it one as sample = "550 ..."'
+    taken = [(reply, rule_of(classifier, reply)) for reply in matched]
+    others = [(reply, first) for reply, first in taken if first is not None and first is not rule]
+    if others and (own or len(others) == len(taken)):
+        reply, first = others[0]
+        return f'shadowed by {first.file}:{first.line}, which comes first and takes "{reply}"'
+    return ""
 
 
 def _judge(rule: ResponseRule, rules: Sequence[ResponseRule], known: Sequence[Sample]) -> str:

@@ -12,7 +12,9 @@ import functools
 import msgspec
 
 from spoolmta import bounce
+from spoolmta.bounce import Classifier
 from spoolmta.model import Answer, Failure, FailureKind, Outcome, Recipient, Reply
+from spoolmta.pattern import text_of
 from spoolmta.verdict import Verdict
 
 
@@ -46,23 +48,14 @@ MAX_TEXT = 2000
 
 
 @functools.lru_cache(maxsize=4096)
-def _reply_status(reply: Reply) -> tuple[str, str, str]:
-    """(dsnStatus, dsnDiag, bounceCat) of a reply."""
-    status = bounce.status_of(reply)
-    text = f"{reply.code} {reply.text}".rstrip()
-    category = bounce.categorize(status, reply.text) if reply.code >= 400 else ""
-    return bounce.describe(status), f"smtp;{text}", category
+def _reply_status(reply: Reply) -> tuple[str, str]:
+    return bounce.status_of(reply), f"smtp;{reply.code} {reply.text}".rstrip()
 
 
-def _failure_status(failure: Failure) -> tuple[str, str, str]:
-    status = bounce.status_of_failure(failure.kind)
-    return bounce.describe(status), f"smtp;{failure.text}", bounce.category_of_failure(failure.kind)
-
-
-def status(result: Reply | Failure) -> tuple[str, str, str]:
-    """(dsnStatus, dsnDiag, bounceCat) of whatever answered a recipient."""
+def status(result: Reply | Failure) -> tuple[str, str]:
+    """The status, and dsnDiag, of whatever answered a recipient."""
     if isinstance(result, Failure):
-        return _failure_status(result)
+        return bounce.status_of_failure(result.kind), f"smtp;{result.text}"
     if len(result.lines) > 1 or len(result.text) > MAX_TEXT:
         return _reply_status(_cut(result))
     return _reply_status(result)
@@ -86,17 +79,25 @@ def without_words_of_421(answer: Answer) -> Answer:
     return Answer(answer.stage, Reply(421, (words,)))
 
 
-def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict) -> list[str]:
+def recipient_row(
+    attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict, classifier: Classifier
+) -> list[str]:
     """A `d`, `b` or `t` row: the usual columns, and behind them all that can be had by name (MORE_COLUMNS)."""
-    code, diagnostic, category = status(answer.result)
-    if verdict.status:
-        code, category = bounce.describe(verdict.status), bounce.categorize(verdict.status, str(answer.result))
+    result = answer.result
+    code, diagnostic = status(result)
+    code = verdict.status or code
     if verdict.outcome is Outcome.DELIVERED:
-        kind, action, size, category = "d", "relayed", str(attempt.size), ""
+        kind, action, size = "d", "relayed", str(attempt.size)
     elif verdict.outcome is None:
         kind, action, size = "t", "delayed", ""
     else:
         kind, action, size = "b", "failed", ""
+    if kind == "d":
+        category = ""
+    elif isinstance(result, Failure):
+        category = classifier.category_of_failure(result)
+    else:
+        category = classifier.category(code, text_of(result))
     if verdict.possible_duplicate:
         diagnostic += " (possible duplicate)"
     return [
@@ -107,7 +108,7 @@ def recipient_row(attempt: Attempt, recipient: Recipient, answer: Answer, verdic
         recipient.address,
         recipient.orcpt,
         action,
-        code,
+        bounce.describe(code),
         diagnostic,
         f"{attempt.host} ({attempt.destination_ip})" if attempt.destination_ip else attempt.host,
         category,
@@ -134,9 +135,9 @@ def queue_row(
     logged: str, result: Reply | Failure, host: str, source_ip: str, destination_ip: str, vmta: str, queue: str
 ) -> list[str]:
     """A `tq` row: an attempt of the whole queue failed."""
-    code, diagnostic, _ = status(result)
+    code, diagnostic = status(result)
     mta = f"{host} ({destination_ip})" if destination_ip else host
-    return ["tq", logged, code, diagnostic, mta, "smtp", source_ip, destination_ip, vmta, queue]
+    return ["tq", logged, bounce.describe(code), diagnostic, mta, "smtp", source_ip, destination_ip, vmta, queue]
 
 
 def receipt_row(

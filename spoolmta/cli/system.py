@@ -82,10 +82,10 @@ def sink(addresses: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @click.pass_context
 def check(context: click.Context) -> None:
     """Validate the configuration; every error is printed with its file and line."""
-    from spoolmta import policy
+    from spoolmta import bounce, policy
 
     config = load(context)
-    for warning in policy.warnings(config):
+    for warning in [*policy.warnings(config), *bounce.warnings(config.bounces)]:
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{config_path(context.obj)}: OK, {len(config.vmtas)} VMTAs, {len(config.domains)} domain tables")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from spoolmta.config import places, plans, rates, responses, values
+from spoolmta.config import bounces, places, plans, rates, responses, values
 from spoolmta.config.values import Kind, choice, duration, number, size, subset
 
 PATH = Kind(values.read_path)
@@ -158,6 +158,14 @@ RESPONSE: dict[str, Kind] = {
     "trigger": responses.TRIGGER,
     "set": responses.changes(DOMAIN, lambda key: field_of(key)),
 }
+BOUNCE: dict[str, Kind] = {
+    "category": bounces.CATEGORY,
+    "status": bounces.STATUSES,
+    "words": bounces.PHRASES,
+    "names": bounces.PHRASES,
+    "pattern": bounces.PATTERNS,
+    "sample": bounces.SAMPLES,
+}
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,
     "records": subset("r", "d", "b", "t", "tq"),
@@ -178,6 +186,7 @@ TABLES: dict[str, dict[str, Kind]] = {
     "domain": DOMAIN,
     "provider": PROVIDER,
     "response": RESPONSE,
+    "bounce": BOUNCE,
     "acct-file": ACCT_FILE,
 }
 TABLES_WITHIN: dict[str, tuple[str, ...]] = {
@@ -192,6 +201,7 @@ REQUIRED: dict[str, dict[str, str]] = {
     "spool": {"directory": 'directory = "../spool"'},
     "pool": {"virtual-mta": "virtual-mta = { alerts-1 = 3, alerts-2 = 1 }"},
     "response": {"reply": r"reply = '^421 .*\[TSS04\]'", "action": 'action = "backoff"'},
+    "bounce": {"category": 'category = "bad-mailbox"'},
     "acct-file": {"path": 'path = "../spool/accounting/acct.csv"'},
 }
 """The keys that have no default, with an example."""

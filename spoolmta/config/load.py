@@ -17,7 +17,7 @@ from spoolmta.config import files, keys, places, plans, queues, responses, tls, 
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, Config, DomainTable, Pool, ResponseRule, Select, Setting, Source, Vmta
+from spoolmta.model import AcctFile, BounceRule, Config, DomainTable, Pool, ResponseRule, Select, Setting, Source, Vmta
 
 Layer = tuple[DomainTable, ...]
 
@@ -77,6 +77,7 @@ class _Reader:
             domains=domains,
             providers=self._mx,
             responses=self._responses(tree, ()),
+            bounces=self._bounces(),
             acct_files=self._acct_files(spool),
         )
         policies = [name for name in self._policies if name not in self._document.files]
@@ -332,6 +333,22 @@ class _Reader:
             except values.BadValue as error:
                 self._complain(here, str(error))
 
+    def _bounces(self) -> tuple[BounceRule, ...]:
+        raw = self._document.tree.get("bounce", [])
+        if not isinstance(raw, list):
+            self._complain(("bounce",), "a rule for bounce categories is written with two brackets: [[bounce]]")
+            return ()
+        found = []
+        for number, table in enumerate(raw):
+            fields = self._table(table, ("bounce", number), "bounce")
+            if isinstance(table, dict) and not table.keys() & {"status", "words", "names", "pattern"}:
+                text = "a rule looks for something: pattern, words, names or status (pattern = '' is in every reply)"
+                self._complain(("bounce", number), text)
+            elif "category" in fields:
+                file, line = self._document.place(("bounce", number))
+                found.append(BounceRule(file=file, line=line, **fields))
+        return tuple(found)
+
     def _sources(self, names: Collection[str], spool: str) -> dict[str, Source]:
         sources: dict[str, Source] = {}
         folders: dict[str, str] = {}
@@ -414,8 +431,9 @@ def _unknown(path: Path, value: object, table: str) -> str:
 
 
 def _home(table: str) -> str:
-    headers = {"": "at the top of the file, before the first table", "acct-file": "into [[acct-file]]"}
-    headers |= {"domain": 'into [domain."PATTERN"]', "select": "into [[source.NAME.select]]"}
+    headers = {"": "at the top of the file, before the first table", "domain": 'into [domain."PATTERN"]'}
+    headers |= {"select": "into [[source.NAME.select]]"}
+    headers |= {name: f"into [[{name}]]" for name in ("acct-file", "bounce")}
     headers |= {name: f"into [{name}.NAME]" for name in ("vmta", "pool", "source", "provider")}
     return headers.get(table, f"into [{table}]")
 

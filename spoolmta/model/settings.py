@@ -188,6 +188,21 @@ class ResponseRule(msgspec.Struct, frozen=True, kw_only=True):
     line: int = 0
 
 
+class BounceRule(msgspec.Struct, frozen=True, kw_only=True):
+    """One `[[bounce]]`: it gives its category to a reply with one of the statuses (none: with any) that has one of the
+    phrases in its `words` or `names`, or matches one of the patterns (none of these: whatever it says). `file` and
+    `line` are where it stands."""
+
+    category: str
+    status: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    pattern: tuple[str, ...] = ()
+    sample: tuple[str, ...] = ()
+    file: str = ""
+    line: int = 0
+
+
 class Setting(msgspec.Struct, frozen=True):
     """One configured value and where it stands."""
 
@@ -289,7 +304,7 @@ CopyMode = Literal["auto", "always", "never"]
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration: one immutable value. Paths are absolute. `domains` are the global domain and provider
     tables, `providers` the MX patterns of each provider. `total_max_smtp_out` 0 is no limit; the other two
-    limits are for hosts and networks, from each of our addresses."""
+    limits are for hosts and networks, from each of our addresses. `bounces` are the operator's own rules."""
 
     host_name: str
     spool: str
@@ -313,5 +328,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     domains: tuple[DomainTable, ...] = ()
     providers: dict[str, tuple[str, ...]] = {}
     responses: tuple[ResponseRule, ...] = ()
+    bounces: tuple[BounceRule, ...] = ()
     acct_files: tuple[AcctFile, ...] = ()
     files: tuple[str, ...] = ()

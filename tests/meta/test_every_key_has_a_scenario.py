@@ -30,6 +30,7 @@ TOLD = "integration/test_senders_are_told.py::"
 SHARED = "integration/test_limits_hold_over_processes.py::"
 REROUTED = "integration/test_mail_goes_to_another_vmta_instead.py::"
 ALERTS = "integration/test_operators_get_mail_about_queues.py::"
+CATEGORIES = "integration/test_bounces_have_categories.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -176,6 +177,12 @@ SCENARIOS = {
     "domain.use-mta-sts": DANE + "test_use_mta_sts_sends_only_to_the_hosts_that_an_enforced_policy_names",
     "dns.dnssec-trusted": DANE + "test_a_name_server_elsewhere_is_believed_only_with_dnssec_trusted",
     "dns.mta-sts-port": DANE + "test_use_mta_sts_sends_only_to_the_hosts_that_an_enforced_policy_names",
+    "bounce.category": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
+    "bounce.status": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
+    "bounce.words": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
+    "bounce.names": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
+    "bounce.pattern": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
+    "bounce.sample": CATEGORIES + "test_lint_tells_of_rules_that_can_decide_nothing_with_their_lines",
     "acct-file.record-fields": TLS + "test_record_fields_add_the_columns_of_tls_and_the_others_stay_where_they_are",
     "acct-file.path": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.records": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",

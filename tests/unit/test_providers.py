@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spoolmta import bounce, config, lint, policy, response
-from spoolmta.model import Config, Reply, ResponseRule, Stage
+from spoolmta.model import Config, ResponseRule, Stage
 from spoolmta.policy import Providers
 from tests.support.rules import rules_in
 
@@ -22,6 +22,7 @@ REAL = SHARED / "data" / "bounce" / "providers.csv"
 
 PROVIDERS, EVERYWHERE = rules_in(FILE)
 SAMPLES = [*lint.samples(FILE.read_text(), str(FILE))]
+CLASSIFIER = bounce.Classifier()
 LISTS = [EVERYWHERE, *([*own, *EVERYWHERE] for own in PROVIDERS.values())]
 ALL = [*EVERYWHERE, *(rule for own in PROVIDERS.values() for rule in own)]
 
@@ -151,8 +152,8 @@ def test_real_replies_call_up_the_rules_that_are_meant_for_them(capsys: pytest.C
             rule = lint.first_match(own, lint.Sample(text, Stage.EOD))
             if rule:
                 table[row["provider"], rule.name] += 1
-            reply = Reply(int(text[:3]), (text[4:],)) if text[:3].isdigit() else Reply(450, (text,))
-            category = bounce.categorize(bounce.status_of(reply), reply.text)
+            means = lint.rule_of(CLASSIFIER, bounce.reply_in(text))
+            category = means.category if means else "other"
             for rules in [own, *LISTS]:
                 found = {lint.first_match(rules, lint.Sample(text, stage)) for stage in Stage} - {None}
                 assert not found or category not in REFUSALS_OF_A_RECIPIENT, (found, text)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from spoolmta import accounting, record
+from spoolmta import accounting, bounce, record
 from spoolmta.model import Answer, Failure, FailureKind, Recipient, Reply, Stage
 from spoolmta.verdict import judge
 
@@ -29,7 +29,7 @@ RECIPIENT = Recipient("r@example.com", "example.com", orcpt="rfc822;r@example.co
 
 
 def row(answer: Answer) -> dict[str, str]:
-    values = record.recipient_row(ATTEMPT, RECIPIENT, answer, judge(answer))
+    values = record.recipient_row(ATTEMPT, RECIPIENT, answer, judge(answer), bounce.Classifier())
     return dict(zip(accounting.DELIVERY_COLUMNS, values, strict=False))
 
 
@@ -107,8 +107,7 @@ def test_every_kind_of_row_has_its_columns() -> None:
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_every_failure_has_a_status_and_a_category(kind: FailureKind) -> None:
-    status, diagnostic, category = record.status(Failure(kind, "x"))
+def test_every_failure_has_a_status(kind: FailureKind) -> None:
+    status, diagnostic = record.status(Failure(kind, "x"))
     assert status[0] in "45"
     assert diagnostic == "smtp;x"
-    assert category

@@ -142,7 +142,7 @@ class Follower:
         self._after = ""
         self._reading: _Reading | None = None
         self._records: Iterator[Record] | None = None
-        self._is_closed = False
+        self._closed_at: Position | None = None
 
     def __repr__(self) -> str:
         return f"Follower({self._files.path}, after={self._after!r}, {self._reading})"
@@ -168,9 +168,11 @@ class Follower:
 
     def close(self) -> None:
         """Give the file back. `position` is still there."""
-        self._is_closed = True
+        self._closed_at = self._closed_at or self._where()
         if self._reading is not None:
+            self.skipped += self._reading.forget_skipped()
             self._reading.source.close()
+            self._reading = None
 
     @property
     def position(self) -> dict[str, Any]:
@@ -199,7 +201,7 @@ class Follower:
             time.sleep(self._poll)
 
     def _has_to_end(self) -> bool:
-        return self._is_closed or (self._stop is not None and self._stop())
+        return self._closed_at is not None or (self._stop is not None and self._stop())
 
     def _open_next(self) -> _Reading | None:
         source = self._files.following(self._after)
@@ -212,6 +214,8 @@ class Follower:
         self._reading = None
 
     def _where(self) -> Position:
+        if self._closed_at is not None:
+            return self._closed_at
         return self._reading.position(self._after) if self._reading else Position(self._after)
 
     def go_to(self, position: Position, on_missing: str) -> None:

@@ -257,8 +257,9 @@ class LogFiles:
         for name, path in listed if position.offset else ():
             other = self._opened(path, name)
             if other:
+                is_it = other.digest(position.head) == position.digest
                 other.close()
-                if other.digest(position.head) == position.digest:
+                if is_it:
                     return name
         return ""
 

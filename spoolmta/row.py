@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from operator import itemgetter
@@ -136,11 +135,11 @@ def rows_in(data: bytes, is_all: bool = False) -> Iterator[tuple[bytes, int]]:
 def _end_of_row(lines: list[bytes], at: int) -> int:
     """Behind which line the row ends that begins with line `at`; 0 if that has yet to come."""
     size = quotes = 0
-    for end, line in enumerate(itertools.islice(lines, at, None), at + 1):
-        size += len(line) + 1
-        quotes += line.count(b'"')
+    for place in range(at, len(lines)):
+        size += len(lines[place]) + 1
+        quotes += lines[place].count(b'"')
         if not quotes & 1:
-            return end
+            return place + 1
         if size > MAX_ROW:
             return at + 1
     return 0

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from spoolmta import disk
-from spoolmta.errors import DataError, UnavailableError
+from spoolmta.errors import DataError, SpoolmtaError, UnavailableError
 from spoolmta.model import Struct
 
 CHUNK = 262_144
@@ -49,9 +49,14 @@ class LogFile:
         self.status = os.fstat(descriptor)
         self._file: BinaryIO = os.fdopen(descriptor, "rb", buffering=0)
         self._descriptor = descriptor
-        self._stream = _unpacked(path, self._file)
+        self._stream: BinaryIO | None = None
         self._held, self._start = b"", 0
-        self._head = self.read(0, HEAD)
+        try:
+            self._stream = _unpacked(path, self._file)
+            self._head = self.read(0, HEAD)
+        except SpoolmtaError:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"LogFile({self.path})"

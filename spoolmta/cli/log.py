@@ -135,8 +135,8 @@ def write_present(rows: Follower, sieve: Sieve, output: Output, position_file: s
 class Output:
     """Rows in one form to the standard output, in blocks. What controls a terminal does not reach one.
 
-    A signal ends the command at the next row, with what was written and the position in agreement; but a write that
-    waits for a reader is broken off.
+    A signal ends `log follow` at the next row, with what was written and the position in agreement; only what waits for
+    a reader is not written any more.
     """
 
     def __init__(self, form: str, most: int | None) -> None:
@@ -145,7 +145,7 @@ class Output:
         self._left = most
         self._block: list[str] = []
         self._size = 0
-        self._is_signalled = self._is_writing = False
+        self._is_signalled = False
 
     def begin(self) -> None:
         self._add(self.form.begin())
@@ -169,10 +169,13 @@ class Output:
         data = memoryview("".join(self._block).encode("utf-8", "replace"))
         self._block.clear()
         self._size = 0
-        self._is_writing = True
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
         while data:
-            data = data[os.write(sys.stdout.fileno(), data) :]
-        self._is_writing = False
+            if poll.poll(PAUSE * 1000):
+                data = data[os.write(sys.stdout.fileno(), data[: select.PIPE_BUF]) :]  # so much never blocks
+            elif self._is_signalled:
+                raise Broken
 
     @property
     def is_done(self) -> bool:
@@ -188,12 +191,10 @@ class Output:
 
     def _signalled(self, *_: object) -> None:
         self._is_signalled = True
-        if self._is_writing:
-            raise Broken
 
 
 class Broken(Exception):
-    """A write was broken off by a signal."""
+    """There was a signal while nobody took what is written."""
 
 
 def is_closed(descriptor: int) -> bool:

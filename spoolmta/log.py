@@ -77,7 +77,7 @@ class _Reading:
                 end = data.find(b"\n") + 1
                 self.offset += end or len(data)
                 self._is_inside = not end
-            elif sieve is not None and self._columns is not None and (end := _passed_over(data, sieve)):
+            elif sieve is not None and (end := self._end_of_unwanted(data, sieve)):
                 self.offset += end
             else:
                 yield from self._rows_of(data, is_all and len(data) < CHUNK, sieve)
@@ -111,6 +111,18 @@ class _Reading:
             elif sieve is None or sieve.takes(columns, values):
                 yield columns, values
 
+    def _end_of_unwanted(self, data: bytes, sieve: Sieve) -> int:
+        """Where the whole rows of this block end, if nothing in it is sought and it can be passed over as it is; else
+        0."""
+        end = data.rfind(b"\n") + 1
+        block = data[:end]
+        if self._columns is None or block.startswith(b"type,") or b"\ntype," in block or block.count(b'"') & 1:
+            return 0  # (a row may go on behind this line break)
+        if not sieve.may_be_in(block):
+            return end
+        last = self._reader.values(block[block.rfind(b"\n", 0, -1) + 1 :]) or ()
+        return end if len(last) == len(self._columns.names) and sieve.is_before(self._columns, last) else 0
+
     def _take_header(self, names: list[str], start: int) -> None:
         """Rows have these columns from now on. A byte order mark is no part of the first name."""
         names = [names[0].removeprefix("\ufeff"), *names[1:]] if names else []
@@ -120,15 +132,6 @@ class _Reading:
         if self._columns is None:
             self._begin = self.offset
         self._columns = Columns(names)
-
-
-def _passed_over(data: bytes, sieve: Sieve) -> int:
-    """Where the whole rows of this block end, if nothing in it is sought and it can be passed over as it is; else 0."""
-    end = data.rfind(b"\n") + 1
-    block = data[:end]
-    if not end or sieve.may_be_in(block) or block.startswith(b"type,") or b"\ntype," in block:
-        return 0
-    return 0 if block.count(b'"') & 1 else end  # a row may go on behind this line break
 
 
 class Follower:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -277,6 +278,29 @@ def test_xml_is_whole_also_when_it_is_cut_short(mta: Mta) -> None:
     assert len(whole) == mta.count()
     assert len(ElementTree.fromstring(mta.command("log", "find", "--xml", "--max", "3").stdout.encode())) == 3
     assert len(ElementTree.fromstring(mta.command("log", "find", "--xml", "--job", "none").stdout.encode())) == 0
+
+
+def test_the_example_in_the_readme_reads_the_log_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text().partition("    import json, pathlib\n")[2].partition("\n\nFields")[0]
+    program = "import json, pathlib\n" + textwrap.dedent(text)
+    path = tmp_path / "spool/accounting/acct.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(HEADER, newline="")
+    for part in range(2):
+        append(path, f"{part}-1@x", f"{part}-2@x")
+        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == [f"d {part}-{number}@x 1000.0 \n" for number in (1, 2)]
+        offset = path.stat().st_size
+        wait_for(lambda: read_offset(tmp_path) == offset, lambda: f"{read_offset(tmp_path)}")  # noqa: B023
+        process.kill()
+        process.communicate()
+
+
+def read_offset(folder: Path) -> int:
+    kept = folder / "position.json"
+    return int(json.loads(kept.read_text())["offset"]) if kept.exists() else 0
 
 
 READER = """

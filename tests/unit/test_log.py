@@ -335,6 +335,13 @@ def test_a_row_is_found_wherever_the_blocks_of_a_large_file_end(path: Path) -> N
     assert found(path, rcpt="*wanted*") == [*wanted.values(), "a\r\nWanted\r\n"]
 
 
+def test_what_comes_long_before_the_wanted_time_is_passed_over_and_no_row_of_that_time_is(path: Path) -> None:
+    times = [*range(60_000), 70_000, 70_000 - int(SLACK), 50_000, *range(70_001, 90_000)]
+    path.write_bytes(HEADER + b"".join(row(time, time) for time in times))
+    for since in (1, 30_000, 66_400, 70_001, 89_999, 90_000):
+        assert found(path, since=since) == [str(time) for time in times if time >= since]
+
+
 MEMORY = """
 import resource, sys
 from spoolmta import log

@@ -55,6 +55,15 @@ def test_a_late_row_says_that_nothing_sought_comes_behind_it_with_an_hour_to_spa
     assert is_behind(999 - SLACK)
 
 
+def test_an_early_row_says_that_nothing_sought_stands_before_it_with_an_hour_to_spare() -> None:
+    def is_before(since: float) -> bool:
+        return Sieve(Sought(since=since)).is_before(COLUMNS, ROW)
+
+    assert not is_before(0)
+    assert not is_before(1000 + SLACK)
+    assert is_before(1001 + SLACK)
+
+
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [("Anna@b.test", b"anna@b.test"), ("*@b.test", b"@b.test"), ('"anna b"@c', b"anna b"), ("ännä", b"nn"), ("*", b"")],

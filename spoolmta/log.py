@@ -27,10 +27,12 @@ from typing import Any, Literal, cast
 import msgspec
 
 from spoolmta.errors import DataError, UnavailableError
-from spoolmta.logfiles import CHUNK, HEAD, LogFile, LogFiles, Position, is_name
-from spoolmta.row import Columns, Reader, rows_in
-from spoolmta.row import Record as Record
+from spoolmta.logfiles import CHUNK, HEAD, LogFile, LogFiles, Position, comes_next, is_name
+from spoolmta.row import Columns, Reader, Record, rows_in
 from spoolmta.sought import Sieve
+
+
+__all__ = ["Follower", "PositionLost", "Record", "Search", "follow"]
 
 
 class PositionLost(UnavailableError):
@@ -58,10 +60,11 @@ class _Reading:
 
     def position(self, after: str) -> Position:
         """Where this is; the beginning of the file as long as no row of it has been read."""
+        inode = self.source.status.st_ino
         if self._columns is None or self.offset <= self._begin:
-            return Position(after)
+            return Position(after, 0 if self.source.name or self._columns is None else inode)
         head = min(self.offset, HEAD)
-        inode, digest = self.source.status.st_ino, self.source.digest(head)
+        digest = self.source.digest(head)
         return Position(after, inode, head, digest, self.header, self.offset)
 
     def forget_skipped(self) -> int:
@@ -138,11 +141,15 @@ class Follower:
     """The rows of a log, by `follow`: an iterator of records, and a context manager that closes it. `skipped` counts
     lines that are no rows of their header."""
 
-    def __init__(self, files: LogFiles, wait: bool, stop: Callable[[], bool] | None, poll: float) -> None:
+    def __init__(
+        self, files: LogFiles, wait: bool, stop: Callable[[], bool] | None, poll: float, may_miss: bool
+    ) -> None:
         self.skipped = 0
         self._files = files
         self._wait, self._stop, self._poll = wait, stop, poll
+        self._may_miss, self._is_exact = may_miss, not may_miss
         self._after = ""
+        self._next = 0
         self._reading: _Reading | None = None
         self._records: Iterator[Record] | None = None
         self._closed_at: Position | None = None
@@ -207,34 +214,49 @@ class Follower:
         return self._closed_at is not None or (self._stop is not None and self._stop())
 
     def _open_next(self) -> _Reading | None:
+        """Open the file that comes next. Raises PositionLost if that is another one than it has to be."""
         source = self._files.following(self._after)
-        self._reading = _Reading(source) if source else None
+        if source is None:
+            return None
+        is_it = comes_next(self._after, source.name) if source.name else self._next in (0, source.status.st_ino)
+        if not is_it and self._is_exact:
+            source.close()
+            raise self._lost()
+        self._next, self._is_exact = 0, not self._may_miss
+        self._reading = _Reading(source)
         return self._reading
 
     def _leave(self, reading: _Reading) -> None:
-        self._after = self._files.name_of(reading.source, self._where()) or self._after
+        name = self._files.name_of(reading.source, self._where())
+        self._after = name or self._after
+        self._is_exact = bool(name) and not self._may_miss  # taken away at once: nobody knows which comes next
         reading.source.close()
         self._reading = None
+        self._open_next()
+
+    def _lost(self) -> PositionLost:
+        return PositionLost(
+            f"{self._files.path}: the file after {self._after or 'the beginning'}, which was not read to its end, is"
+            " not there any more, or was changed: put it back, tell where it was moved (moved_to), or go on with the"
+            ' files that came after it (on_missing="continue")'
+        )
 
     def _where(self) -> Position:
         if self._closed_at is not None:
             return self._closed_at
         return self._reading.position(self._after) if self._reading else Position(self._after)
 
-    def go_to(self, position: Position, on_missing: str) -> None:
+    def go_to(self, position: Position) -> None:
         """Go on behind this position."""
         self._after = position.after
         if not position.offset:
+            self._next = position.inode
             return
         source = self._files.at(position)
         if source is not None:
             self._reading = _Reading(source, position.offset, position.header)
-        elif on_missing == "error":
-            raise PositionLost(
-                f"{self._files.path}: the file of this position, the one after {position.after or 'none'}, is not there"
-                " any more, or was changed: put it back, tell where it was moved (moved_to), or go on with the files"
-                ' that came after it (on_missing="continue")'
-            )
+        elif self._is_exact:
+            raise self._lost()
 
     def must_be_there(self) -> None:
         if self._open_next() is None:
@@ -269,17 +291,17 @@ def follow(
                 Follower goes on. While a file is being rotated its end is the end: its writers may still append to it.
     stop        is asked before each row and at each look; the loop ends when it says True.
     poll        seconds between looks at a log that has nothing new.
-    on_missing  what to do if the file of the position is gone: an "error" (PositionLost), or "continue" with the files
-                that came later; what was left of it is then missing.
+    on_missing  what to do if a file is gone that was not read to its end, or a number is missing among the names: an
+                "error" (PositionLost), or "continue" with the files that came later, without those rows.
     moved_to    another folder in which rotated files may lie. Their names must stay, but for .gz, .bz2, .xz or .zst.
 
     Errors are sentences: DataError for what is no log or no position, UnavailableError for what cannot be read.
     """
-    follower = Follower(LogFiles(os.fspath(path), os.fspath(moved_to)), wait, stop, poll)
+    follower = Follower(LogFiles(os.fspath(path), os.fspath(moved_to)), wait, stop, poll, on_missing == "continue")
     if position == "end":
         follower.go_to_end()
     elif position != "start":
-        follower.go_to(_position(position), on_missing)
+        follower.go_to(_position(position))
     elif not wait:
         follower.must_be_there()
     return follower

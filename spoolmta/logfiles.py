@@ -29,8 +29,8 @@ _UNPACK_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 class Position(Struct, frozen=True, forbid_unknown_fields=True):
     """Behind a row, whatever its file is called by now: the file comes after the rotated one `after` (the day and
     number in its name), its first `head` bytes have this `digest`, and its `inode` decides between several of which
-    that is true. `header` and `offset` (bytes, of what is unpacked) are where its columns stand and where to go on; an
-    offset of 0 is the beginning of whichever file comes next."""
+    that is true. `header` and `offset` (bytes, of what is unpacked) are where its columns stand and where to go on. An
+    offset of 0 is the beginning of the file that comes next, which has this inode (if any) until it is rotated."""
 
     after: str = ""
     inode: int = 0
@@ -282,6 +282,15 @@ class LogFiles:
 def is_name(text: str) -> bool:
     """Whether this is the day and number in the name of a rotated file, or none."""
     return not text or re.fullmatch(r"\d{4}-\d\d-\d\d-\d{4,}", text, re.ASCII) is not None
+
+
+def comes_next(before: str, name: str) -> bool:
+    """Whether no file can have been between these two: numbers go on, or begin on another day."""
+    if not before:
+        return True
+    day, number = before.rsplit("-", 1)
+    next_day, next_number = name.rsplit("-", 1)
+    return int(next_number) == int(number) + 1 if next_day == day else int(next_number) <= 1
 
 
 def _order(name: str) -> tuple[int, ...]:

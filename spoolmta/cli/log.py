@@ -83,6 +83,12 @@ def log_find(
 @log.command("follow")
 @choosing
 @click.option("--position", "position_file", default="", metavar="FILE", help="Go on where this file says; keep it.")
+@click.option(
+    "--on-missing",
+    type=click.Choice(["error", "continue"]),
+    default="error",
+    help="If files are gone that were not read to their end: stop with a sentence, or go on with those that came later.",
+)
 @click.option("--from-start", is_flag=True, help="Begin with the oldest row, not with what comes from now on.")
 @click.pass_context
 def log_follow(
@@ -93,6 +99,7 @@ def log_follow(
     form: str,
     most: int | None,
     position_file: str,
+    on_missing: Literal["error", "continue"],
     from_start: bool,
     **texts: str,
 ) -> None:
@@ -103,7 +110,8 @@ def log_follow(
     output = Output(form, most)
     kept = read_position(position_file)
     begin: Literal["start", "end"] = "start" if from_start else "end"
-    with output.until_signalled(), follow(path_of(context, file), kept or begin, wait=False, moved_to=moved_to) as rows:
+    rows = follow(path_of(context, file), kept or begin, wait=False, on_missing=on_missing, moved_to=moved_to)
+    with output.until_signalled(), rows:
         if position_file and kept is None:
             keep_position(position_file, rows.position)
         output.begin()

@@ -226,6 +226,26 @@ def test_follow_goes_on_where_it_was_and_ends_quietly_by_a_signal(tmp_path: Path
     assert found == "0-1@x 0-2@x 0-away@x 1-1@x 1-2@x 1-away@x 2-1@x 2-2@x "
 
 
+def test_follow_says_what_to_do_where_rows_are_gone_and_does_it(tmp_path: Path) -> None:
+    path, position = tmp_path / "acct.csv", tmp_path / "position"
+    path.write_text(HEADER, newline="")
+    append(path, "1@x", "2@x")
+    options = ("--from-start", "--max", "1", "--json", "--position", str(position))
+    assert b"1@x" in follow(path, *options).communicate(timeout=20)[0]
+    path.unlink()
+    path.write_text(HEADER, newline="")
+    append(path, "3@x")
+    process = follow(path, *options)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors.count(b"\n")) == (69, b"", 1)
+    assert b"go on with the files that came after it" in errors
+    assert b"3@x" in follow(path, *options, "--on-missing", "continue").communicate(timeout=20)[0]
+    position.write_text("hello")
+    process = follow(path, *options)
+    assert b"has no position of a log" in process.communicate(timeout=20)[1]
+    assert process.returncode == 65
+
+
 def test_follow_ends_when_nobody_reads_any_more_also_while_nothing_is_written(tmp_path: Path) -> None:
     path = tmp_path / "acct.csv"
     path.write_text(HEADER, newline="")

@@ -215,6 +215,37 @@ def test_a_position_whose_file_is_gone_is_an_error_that_says_what_to_do(path: Pa
     assert read(path, position, moved_to=path.with_name("moved")) == ["2", "3", "4"]
 
 
+def test_a_number_that_is_missing_among_the_names_is_noticed(path: Path) -> None:
+    for number in range(3):
+        path.with_name(f"acct-2026-01-01-000{number}.csv").write_bytes(HEADER + row(number))
+    path.write_bytes(HEADER + row(3))
+    with log.follow(path, wait=False) as rows:
+        assert next(rows).rcpt == "0"
+        path.with_name("acct-2026-01-01-0001.csv").unlink()
+        with pytest.raises(PositionLost, match="the file after 2026-01-01-0000, which was not read to its end"):
+            next(rows)
+        position = rows.position
+    with pytest.raises(PositionLost):
+        read(path, position)
+    assert read(path, position, on_missing="continue") == ["2", "3"]
+    with log.follow(path, wait=False, on_missing="continue") as rows:
+        assert [record.rcpt for record in rows] == ["0", "2", "3"]
+
+
+def test_a_file_that_went_before_its_first_row_was_read_is_noticed(path: Path) -> None:
+    path.with_name(OLD).write_bytes(HEADER + row(1))
+    path.write_bytes(HEADER)
+    with log.follow(path, wait=False) as rows:
+        assert [record.rcpt for record in rows] == ["1"]
+        position = rows.position
+    path.rename(path.with_name("elsewhere"))
+    path.write_bytes(HEADER + row(3))
+    with pytest.raises(PositionLost):
+        read(path, position)
+    path.with_name("elsewhere").rename(path.with_name("acct-2026-01-02-0000.csv"))
+    assert read(path, position) == ["3"]
+
+
 def test_an_inode_that_is_used_again_is_not_taken_for_the_file_of_the_position(path: Path) -> None:
     path.write_bytes(HEADER + row(1) + row(2))
     position = resumable(path)

@@ -31,7 +31,6 @@ from spoolmta.logfiles import CHUNK, HEAD, LogFile, LogFiles, Position, comes_ne
 from spoolmta.row import Columns, Reader, Record, rows_in
 from spoolmta.sought import Sieve
 
-
 __all__ = ["Follower", "PositionLost", "Record", "Search", "follow"]
 
 
@@ -151,21 +150,22 @@ class Follower:
         self._after = ""
         self._next = 0
         self._reading: _Reading | None = None
-        self._records: Iterator[Record] | None = None
+        self._rows: Iterator[tuple[Columns, list[str]]] | None = None
+        self._loop = 0
         self._closed_at: Position | None = None
 
     def __repr__(self) -> str:
         return f"Follower({self._files.path}, after={self._after!r}, {self._reading})"
 
-    def __iter__(self) -> Iterator[Record]:
-        for columns, values in self.rows():
-            yield columns.record(values)
+    def __iter__(self) -> Follower:
+        return self
 
     def __next__(self) -> Record:
-        self._records = self._records or iter(self)
-        for record in self._records:
-            return record
-        self._records = None
+        if self._rows is None:
+            self._rows = self.rows()
+        for columns, values in self._rows:
+            return columns.record(values)
+        self._rows = None
         raise StopIteration
 
     def __enter__(self) -> Follower:
@@ -190,7 +190,9 @@ class Follower:
         return cast(dict[str, Any], msgspec.to_builtins(self._where()))
 
     def rows(self, sieve: Sieve | None = None) -> Iterator[tuple[Columns, list[str]]]:
-        """The same as columns and text, as far as they are sought; what the iterator makes records of."""
+        """The same as columns and text, as far as they are sought; what the iterator makes records of. A loop over it
+        ends when another one begins."""
+        self._loop = loop = self._loop + 1
         while not self._has_to_end():
             reading = self._reading or self._open_next()
             if reading is not None:
@@ -198,7 +200,7 @@ class Follower:
                 before = reading.offset
                 for row in reading.rows(sieve, has_ended):
                     yield row
-                    if self._has_to_end():
+                    if self._loop != loop or self._has_to_end():
                         return
                 self.skipped += reading.forget_skipped()
                 if has_ended:

@@ -87,7 +87,7 @@ def log_find(
     "--on-missing",
     type=click.Choice(["error", "continue"]),
     default="error",
-    help="If files are gone that were not read to their end: stop with a sentence, or go on with those that came later.",
+    help="Where a file is gone that was not read to its end: say so, or go on with those that came later.",
 )
 @click.option("--from-start", is_flag=True, help="Begin with the oldest row, not with what comes from now on.")
 @click.pass_context

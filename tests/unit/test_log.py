@@ -314,6 +314,22 @@ def test_reading_ends_by_a_condition_by_close_and_is_an_iterator(path: Path) -> 
         next(rows)
 
 
+def test_loops_over_one_reader_go_on_from_one_another_however_they_are_mixed(path: Path) -> None:
+    path.write_bytes(HEADER + b"".join(row(number) for number in range(7)))
+    with log.follow(path, wait=False) as rows:
+        older = rows.rows()
+        assert next(older)[1][2] == "0"
+        assert next(rows).rcpt == "1"
+        for record in rows:
+            assert record.rcpt == "2"
+            break
+        assert next(rows).rcpt == "3"
+        assert [*older] == []
+        assert next(rows.rows())[1][2] == "4"
+        assert [record.rcpt for record in rows] == []
+        assert [record.rcpt for record in rows] == ["5", "6"]
+
+
 def test_a_reader_does_not_leave_a_rotating_file_before_its_writers_do(path: Path) -> None:
     path.write_bytes(HEADER + row(1))
     rotating = path.with_name("acct.csv.rotating")

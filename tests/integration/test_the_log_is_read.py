@@ -22,7 +22,7 @@ from spoolmta import log
 from tests.integration import test_rotation_loses_no_row as rotation
 from tests.integration.scenario import drop
 from tests.support import spool_kit
-from tests.support.mta import BASE, ROOT, ROUTE, Mta, World, wait_for
+from tests.support.mta import ROOT, Mta, World, wait_for
 
 CONFIG = """
 [vmta.news]
@@ -66,7 +66,7 @@ class Tails:
         self.by_csv: list[dict[str, str]] = []
         self.by_api: list[log.Record] = []
         self._path = path
-        self._threads = [threading.Thread(target=self._read_csv), threading.Thread(target=self._read_api)]
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._read_csv, self._read_api)]
         for thread in self._threads:
             thread.start()
 
@@ -321,43 +321,6 @@ def test_the_example_in_the_readme_reads_the_log_and_goes_on_where_it_was(tmp_pa
 def read_offset(folder: Path) -> int:
     kept = folder / "position.json"
     return int(json.loads(kept.read_text())["offset"]) if kept.exists() else 0
-
-
-def test_rows_of_a_process_whose_supervisor_was_killed_are_read_from_a_file_that_was_rotated_meanwhile(
-    world: World, tmp_path: Path
-) -> None:
-    with Mta(tmp_path, BASE.format(dns="", sleep_after="1m", default_route=route_to(world))) as mta:
-        found: list[log.Record] = []
-        is_done = threading.Event()
-        before = taken(world)
-        mta.drop("slow-dot-3s@a.test")
-
-        def read() -> None:
-            with log.follow(path_of(mta), stop=is_done.is_set, poll=0.01) as rows:
-                found.extend(rows)
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        mta.wait_for(lambda: taken(world) > before)
-        mta.kill("supervisor")
-        os.utime(path_of(mta), (0, 0))  # as if it was of yesterday: it is rotated before the VMTA has a new process
-        mta.start()
-        mta.wait_for(lambda: len(mta.rows("d")) == 1)
-        (rotated,) = path_of(mta).parent.glob("acct-*.csv")
-        assert "d,20" in rotated.read_text()
-        mta.wait_for(lambda: "d" in [one.type for one in found])
-        is_done.set()
-        thread.join(20)
-        assert [(one.type, one.rcpt) for one in found] == [(row["type"], row["rcpt"]) for row in mta.rows()]
-
-
-def taken(world: World) -> int:
-    """How many recipients the receiver has said yes to; their content is sent at once."""
-    return int(world.stats()["totals"]["recipients_accepted"])
-
-
-def route_to(world: World) -> str:
-    return ROUTE.format(host=world.host, port=world.port)
 
 
 READER = """

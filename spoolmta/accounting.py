@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import time
 
 from spoolmta import disk
@@ -324,6 +325,7 @@ class Rotation:
         self._pending: list[tuple[str, str]] = []
         self._since = dict.fromkeys((file.path for file in files), now)
         self._outdated: set[str] = set()
+        self._latest: dict[str, tuple[str, int]] = {}
         for file in files:
             try:
                 make(file)
@@ -400,13 +402,12 @@ class Rotation:
         return size > len(csv_line(header(file.records, file.record_fields)).encode())
 
     def _final_name(self, path: str, now: float) -> str:
-        """`acct.csv` becomes `acct-YYYY-MM-DD-NNNN.csv`; NNNN is one above the highest there is for that day."""
+        """`acct.csv` becomes `acct-YYYY-MM-DD-NNNN.csv`. Names only rise, whatever was taken away meanwhile and however
+        the clock was set: readers go by them."""
         base, ending = os.path.splitext(path)
+        number = re.compile(r"-(\d{4}-\d\d-\d\d)-(\d{4,})")
+        found = [number.match(name, len(base)) for name in glob.glob(f"{glob.escape(base)}-*{glob.escape(ending)}*")]
+        latest = max([self._latest.get(path, ("", 0)), *((match[1], int(match[2])) for match in found if match)])
         day = time.strftime("%Y-%m-%d", time.localtime(now))
-        numbers = [0]
-        for name in glob.glob(f"{glob.escape(base)}-{day}-[0-9][0-9][0-9][0-9]{glob.escape(ending)}*"):
-            numbers.append(int(name[len(base) + len(day) + 2 :][:4]) + 1)
-        number = max(numbers)
-        while os.path.lexists(f"{base}-{day}-{number:04d}{ending}"):
-            number += 1
-        return f"{base}-{day}-{number:04d}{ending}"
+        self._latest[path] = (day, 0) if day > latest[0] else (latest[0], latest[1] + 1)
+        return "{}-{}-{:04d}{}".format(base, *self._latest[path], ending)

@@ -175,6 +175,15 @@ def is_open_for_writing(descriptor: int) -> bool:
     return False
 
 
+def has_writers(descriptor: int) -> bool:
+    """The same of a file that is only read: nothing is held after the answer. Of another user's file it is False."""
+    if is_open_for_writing(descriptor):
+        return True
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
 def preallocate(descriptor: int, start: int, length: int) -> bool:
     """Reserve the space from `start` on, length of the file unchanged, so that a full disk neither stops nor tears what
     must still be written. False if the disk is full; filesystems without fallocate are left as they are."""

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from spoolmta import pattern, wording
 from spoolmta.config import files, lines
 from spoolmta.config.values import BadValue, Kind, shown, wrong
 from spoolmta.errors import ConfigError
-from spoolmta.model import BounceRule, Struct
+from spoolmta.model import BounceRule
 
 FILE = (pathlib.Path(__file__).parents[1] / "bounce.toml").resolve()
 """A link to `etc/bounce.toml` in the sources, the file itself where the package is installed."""
@@ -21,7 +23,7 @@ _CATEGORY = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _STATUS = re.compile(r"[245x](?:\.(?:[0-9]{1,3}|x)){2}")
 
 
-class Shipped(Struct, frozen=True):
+class Shipped(msgspec.Struct, frozen=True):
     """The shipped rules, and the lists of words that phrases may name."""
 
     rules: tuple[BounceRule, ...]

@@ -179,6 +179,30 @@ def test_numbers_go_on_and_count_files_that_were_compressed(books: Books) -> Non
     log.close()
 
 
+def rotated_at(books: Books, rotation: Rotation, log: Log, now: float) -> str:
+    """Rotate once; the name that the file got."""
+    before = books.names()
+    rotation.begin([books.file], books.page, now)
+    log.flush()
+    assert rotation.finish([books.page.row("one")[Cell.LOG_GENERATION]], books.page)
+    (name,) = set(books.names()) - set(before)
+    return name
+
+
+def test_names_only_rise_also_when_files_are_taken_away_and_when_the_clock_is_set_back(books: Books) -> None:
+    log, rotation = books.log(), Rotation((books.file,), DAY)
+    names = []
+    for now in (DAY, DAY, DAY - 86_400 * 3, DAY + 86_400):
+        names.append(rotated_at(books, rotation, log, now))
+        (Path(books.file.path).parent / names[-1]).rename(Path(books.file.path).parent / f"gone-{len(names)}")
+    assert names == sorted(set(names))
+    assert [name[-8:-4] for name in names] == ["0000", "0001", "0002", "0000"]
+    (Path(books.file.path).parent / names[-1]).touch()
+    late = Rotation((books.file,), DAY)
+    assert rotated_at(books, late, log, DAY) == names[-1].replace("-0000", "-0001")
+    log.close()
+
+
 def test_a_file_is_due_by_age_by_size_and_at_midnight_but_only_with_rows(tmp_path: Path) -> None:
     file = AcctFile(path=str(tmp_path / "acct.csv"), move_interval=3600.0, max_size=10_000)
     rotation = Rotation((file,), DAY)

@@ -72,10 +72,19 @@ def test_the_sink_finds_the_end_of_a_message_wherever_a_packet_ends(sink: int) -
 def test_a_work_goes_over_all_its_domains_and_vmtas() -> None:
     for row in make_rows(quick=True):
         mail = Mail(row.sides[0].work)
-        if mail.work.recipients == 1:
+        if mail.work.recipients == 1 and not mail.work.mixed:
             pairs = Counter(mail.place(kind) for kind in range(mail.work.kinds))
             assert set(pairs.values()) == {1}
         assert {mail.place(kind)[0] for kind in range(mail.work.warm_up)} == set(range(mail.work.vmtas))
+
+
+def test_in_a_mix_a_few_domains_have_half_the_mail_and_each_vmta_as_much_as_another() -> None:
+    mail = Mail(Work("mix", vmtas=50, domains=200, mixed=True))
+    places = [mail.place(kind) for kind in range(mail.work.kinds)]
+    assert set(Counter(vmta for vmta, _ in places).values()) == {200}
+    domains = Counter(domain for _, domain in places)
+    assert len(domains) == 200
+    assert sum(domains[domain] for domain in range(10)) == pytest.approx(5000, rel=0.05)
 
 
 def test_of_a_mix_a_tenth_is_deferred_and_some_bounces() -> None:

@@ -123,9 +123,10 @@ def _read_sample(value: object) -> str:
     return value
 
 
-CATEGORY = Kind(_read_category)
-STATUSES = Kind(_several(_read_status))
-PHRASES = Kind(_several(_phrase(lambda: shipped().lists)))
-PATTERNS = Kind(_several(_read_pattern))
-SAMPLES = Kind(_several(_read_sample))
+# Annotated: `keys` and this file import each other by way of the package, and a compiler asks in either order.
+CATEGORY: Kind = Kind(_read_category)
+STATUSES: Kind = Kind(_several(_read_status))
+PHRASES: Kind = Kind(_several(_phrase(lambda: shipped().lists)))
+PATTERNS: Kind = Kind(_several(_read_pattern))
+SAMPLES: Kind = Kind(_several(_read_sample))
 _KINDS = {"category": CATEGORY, "status": STATUSES, "pattern": PATTERNS, "sample": SAMPLES}

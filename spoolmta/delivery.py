@@ -490,7 +490,6 @@ def run(
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: delivery.reconfigure(reload()))
         await delivery.run(is_orphan)
 
-    process.give_way()
     gc.set_threshold(10_000, 50, 50)
     while (lock := take(layout, vmta)) is None:
         if is_orphan():

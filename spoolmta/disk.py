@@ -374,3 +374,11 @@ def is_locked(path: str) -> bool:
     finally:
         os.close(descriptor)
     return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+def may_remove(folder: str, status: os.stat_result) -> bool:
+    """Whether a file can be removed from its folder: one that stayed behind would be sent again after a restart."""
+    place = os.stat(folder)
+    if place.st_mode & stat.S_ISVTX and os.geteuid() not in (0, place.st_uid, status.st_uid):
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

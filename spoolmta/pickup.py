@@ -17,7 +17,6 @@ import errno
 import logging
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable
 
@@ -28,6 +27,7 @@ from spoolmta.dealer import Dealer
 from spoolmta.errors import MessageRefused, SpoolError
 from spoolmta.mailhosts import MailHosts
 from spoolmta.model import Config, Parsed
+from spoolmta.processor import Precedence
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import intake
 from spoolmta.spool.intake import Acceptor, Claimed
@@ -81,6 +81,7 @@ class Pickup:
         self._user = os.geteuid()
         self._claims = Batch()
         self._under_way: Batch | None = None
+        self._precedence = Precedence()
 
     # The life of the process
 
@@ -120,6 +121,7 @@ class Pickup:
         self._log.close()
         self._dealer.close()
         self._mail_hosts.close()
+        self._precedence.close()
         self._acceptor.close()
 
     def _rest(self) -> None:
@@ -220,6 +222,7 @@ class Pickup:
                     self._commit()
                 self._hints.pay()
                 self._reopen_log()
+                self._precedence.tend()
         return worked
 
     def _take(self, folder: Folder, names: list[str]) -> bool:
@@ -391,7 +394,7 @@ class Pickup:
         except OSError as error:
             if error.errno != errno.EXDEV or self._config.copy == "never":
                 raise
-        if not _may_remove(folder.path, status):
+        if not disk.may_remove(folder.path, status):
             self._leave_alone(folder, os.path.basename(path), "it could be copied, but not removed from its folder")
             return False
         self._acceptor.incoming.write(data, claimed, path, status)
@@ -465,14 +468,6 @@ def _without_job(parsed: Parsed) -> Parsed:
     import msgspec
 
     return msgspec.structs.replace(parsed, envelope=msgspec.structs.replace(parsed.envelope, job=""))
-
-
-def _may_remove(folder: str, status: os.stat_result) -> bool:
-    """Whether a file can be removed from its folder: one that stayed behind would be sent again after a restart."""
-    place = os.stat(folder)
-    if place.st_mode & stat.S_ISVTX and os.geteuid() not in (0, place.st_uid, status.st_uid):
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _read_all(descriptor: int, size: int) -> bytes:

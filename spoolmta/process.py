@@ -10,12 +10,14 @@ import gc
 import logging
 import os
 import pwd
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import setproctitle
 
+from spoolmta import processor
 from spoolmta.errors import ConfigError, SpoolError, SpoolmtaError
 
 log = logging.getLogger("spoolmta")
@@ -24,9 +26,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _PR_SET_PDEATHSIG = 1
 _FAULTS = (errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 """Troubles of the machine, not of the program: a sentence says more than a traceback."""
-
-_AHEAD = 15
-_niceness = os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def become_child(parent: int, title: str, keep: int, work: Callable[[], None]) -> NoReturn:
@@ -72,18 +71,13 @@ def introduce(title: str) -> None:
     logging.getLogger("watchdog").setLevel(logging.CRITICAL)
 
 
-def go_ahead() -> None:
-    """Come before the deliveries, from now on, as do the processes this one forks. Only root may do this, or whoever
-    was given LimitNICE. Among 300 delivery processes that all had something to do, the pickup process got a tenth of
-    the time it wanted: mail lay in the pickup folder, came to each VMTA message by message, and cost twice as much."""
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, 0, _niceness - _AHEAD)
-
-
-def give_way() -> None:
-    """What `go_ahead` has done does not hold for this process."""
-    if os.getpriority(os.PRIO_PROCESS, 0) != _niceness:
-        os.setpriority(os.PRIO_PROCESS, 0, _niceness)
+def may_go_ahead() -> None:
+    """Let this process and those it forks take precedence (`processor.Precedence`), also as somebody else. Only root
+    may; whoever is not can be given it (LimitNICE of systemd)."""
+    most = 20 + processor.AHEAD
+    if resource.getrlimit(resource.RLIMIT_NICE)[0] < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NICE, (most, most))
 
 
 def drop_privileges(user: str) -> None:

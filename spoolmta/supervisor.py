@@ -493,6 +493,6 @@ def run(path: str) -> None:
     for warning in policy.warnings(configuration):
         log.warning("%s", warning)
     process.warm_up(configuration.event_loop)
-    process.go_ahead()
+    process.may_go_ahead()
     process.drop_privileges(configuration.user)
     Supervisor(path, configuration).run()

@@ -65,15 +65,6 @@ def test_every_process_says_what_it_is(system: tuple[World, Mta]) -> None:
     }
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may go ahead of others")
-def test_who_takes_mail_in_comes_before_the_deliveries(system: tuple[World, Mta]) -> None:
-    _, mta = system
-    niceness = {role: os.getpriority(os.PRIO_PROCESS, pid) for role, pid in pids(mta).items()}
-    ours = os.getpriority(os.PRIO_PROCESS, 0)
-    assert niceness["supervisor"] == niceness["pickup"] == max(-20, ours - 15)
-    assert niceness["a"] == ours
-
-
 def test_neither_the_supervisor_nor_a_delivery_process_has_threads(system: tuple[World, Mta]) -> None:
     _, mta = system
     running = pids(mta)

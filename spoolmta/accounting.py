@@ -156,6 +156,15 @@ class Log:
             files, self._next = self._next, None
             self._switch(files)
 
+    def catch_up(self) -> bool:
+        """Write what could not be written before; False if it still cannot."""
+        try:
+            if self.is_dirty:
+                self.flush()
+        except SpoolError:
+            return False
+        return True
+
     def reopen_if_rotated(self) -> None:
         """Move on to the new files of a rotation; rows collected stay collected. What a full disk has refused belongs
         to the old file: until it is written there (SpoolError), the rotation waits for us."""

@@ -173,19 +173,22 @@ class Pickup:
             log.error("%s", error)
 
     def _has_room(self) -> bool:
-        """Intake stops while the disk has less than min-free-space; what is queued is still delivered."""
+        """Intake stops while the disk has less than min-free-space, or rows cannot be written: they wait, and no more
+        are added to them. What is queued is still delivered."""
         space, inodes = disk.free(self._layout.root)
-        is_full = space < self._config.min_free_space or inodes < self._config.min_free_inodes
-        if is_full != self._is_full:
-            self._is_full = is_full
-            self._row[Cell.TROUBLE] = int(is_full)
-            if is_full:
-                log.error(
-                    "the spool has %d MB and %d inodes free: intake stops, files stay in pickup/", space >> 20, inodes
-                )
+        trouble = ""
+        if space < self._config.min_free_space or inodes < self._config.min_free_inodes:
+            trouble = f"the spool has {space >> 20} MB and {inodes} inodes free"
+        elif not self._log.catch_up():
+            trouble = "the accounting log cannot be written"
+        if bool(trouble) != self._is_full:
+            self._is_full = bool(trouble)
+            self._row[Cell.TROUBLE] = int(self._is_full)
+            if trouble:
+                log.error("%s: intake stops, files stay in pickup/", trouble)
             else:
-                log.warning("the spool has room again: intake goes on")
-        return not is_full
+                log.warning("there is room again: intake goes on")
+        return not trouble
 
     def recover(self) -> None:
         """Carry on with what dead intake processes claimed."""

@@ -97,8 +97,9 @@ def header(records: Iterable[str], fields: Mapping[str, Sequence[str]]) -> list[
     records = sorted(records, key=list(USUAL).index)
     wanted = {record: resolve(record, fields.get(record, ("*",))) for record in records}
     columns: dict[str, None] = {}
+    anywhere = {name for names in wanted.values() for name in names}
     for record in records:
-        columns.update(dict.fromkeys(name for name in USUAL[record] if name in wanted[record]))
+        columns.update(dict.fromkeys(name for name in USUAL[record] if name in anywhere))
     for record in records:
         columns.update(dict.fromkeys(wanted[record]))
     return list(columns)

@@ -54,8 +54,8 @@ def test_a_column_that_is_not_there_is_no_field(record: str, wanted: list[str]) 
 def test_the_columns_of_a_file_with_several_types_are_all_of_them_each_once() -> None:
     fields = {"d": ("rcpt", "header_Subject"), "r": ("*", "!orcpt", "header_Subject", "header_X")}
     assert columns.header(("r", "d"), fields) == [
-        "type", "rcpt", "timeLogged", "orig", "srcType", "srcMta", "rcvSourceIp", "rcvDestinationIp", "vmta", "jobId",
-        "envId", "msgId", "header_Subject", "header_X",
+        "type", "timeLogged", "orig", "rcpt", "srcType", "srcMta", "vmta", "jobId", "envId", "msgId", "rcvSourceIp",
+        "rcvDestinationIp", "header_Subject", "header_X",
     ]  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import os
 from setuptools import setup
 
 COMPILED = """
-    address wording bounce entry message selection verdict response record rate limits backlog waiting dealing site
-    sources concurrency sharing metering assignment sessions sites schedule reaction
+    address columns wording bounce entry message selection verdict response record rate limits backlog waiting dealing
+    site sources concurrency sharing metering assignment sessions sites schedule reaction
     smtp/wire smtp/transaction smtp/allowance
     clock processor shared journal accounting control transport spool/partition spool/intake
     lane ledger inflow carrier pickup delivery

@@ -1,61 +1,26 @@
-"""The accounting log: events to CSV rows, appended by every process, rotated by one.
+"""The accounting log: events to CSV rows, appended by every process (`rotation` says how one rotates the files).
 
-RFC 4180, UTF-8, CRLF, header line first, one row per recipient (`tq`: per failed queue attempt); PowerMTA's
-columns in its order, ours behind. Control characters in values become spaces, so that a row is a line.
+RFC 4180, UTF-8, CRLF, header line first, one row per recipient (`tq`: per failed queue attempt). Control characters in
+values become spaces, so that a row is a line.
 
-Rotation loses no row: the supervisor renames the file to `NAME.rotating`, puts a new one with its header in the old
-place and raises the generation in the shared page; every writer reopens at its next write (or when signalled), and
-says so in its row of the page; only when all have, the old file gets its final name `NAME-YYYY-MM-DD-NNNN.csv`.
 Nothing in the system reads the log back to decide what to do with mail: that is what the journal is for.
 """
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 import time
+from collections.abc import Callable
 
-from spoolmta import disk
+from spoolmta import columns, disk, privacy
+from spoolmta.columns import QUEUED, USUAL, Shape
 from spoolmta.errors import SpoolError
-from spoolmta.model import MORE_COLUMNS, AcctFile
+from spoolmta.model import AcctFile
 from spoolmta.shared import Cell, Page, Row
 
-DELIVERY_COLUMNS = (
-    "type,timeLogged,timeQueued,orig,rcpt,orcpt,dsnAction,dsnStatus,dsnDiag,dsnMta,bounceCat,srcType,srcMta,dlvType,"
-    "dlvSourceIp,dlvDestinationIp,dlvEsmtpAvailable,dlvSize,vmta,jobId,envId,queue,vmtaPool,msgId,attempts"
-).split(",")
-QUEUE_COLUMNS = "type,timeLogged,dsnStatus,dsnDiag,dsnMta,dlvType,dlvSourceIp,dlvDestinationIp,vmta,queue".split(",")
-RECEIPT_COLUMNS = (
-    "type,timeLogged,orig,rcpt,orcpt,srcType,srcMta,rcvSourceIp,rcvDestinationIp,vmta,jobId,envId,msgId".split(",")
-)
-COLUMNS = {
-    "d": DELIVERY_COLUMNS,
-    "b": DELIVERY_COLUMNS,
-    "t": DELIVERY_COLUMNS,
-    "tq": QUEUE_COLUMNS,
-    "r": RECEIPT_COLUMNS,
-}
-"""The usual columns of each record type. A row's first value is its type; the values of MORE_COLUMNS are behind."""
-
-USUAL: dict[str, tuple[str, ...]] = {}
 RESERVE = 1 << 20
-
-
-def fields_of(record: str, fields: dict[str, tuple[str, ...]]) -> list[str]:
-    """The columns of one record type where `record-fields` says so: the usual ones, and more by name."""
-    return [*COLUMNS[record], *fields.get(record, ())[1:]]
-
-
-def header(records: tuple[str, ...], fields: dict[str, tuple[str, ...]] = USUAL) -> list[str]:
-    """The columns of a file with these record types: those of `d`, `b`, `t` keep their place, others follow, and
-    those that were asked for by name come last."""
-    columns: dict[str, None] = {}
-    for record in sorted(records, key=lambda record: list(COLUMNS).index(record)):
-        columns.update(dict.fromkeys(COLUMNS[record]))
-    for record in records:
-        columns.update(dict.fromkeys(fields_of(record, fields)))
-    return list(columns)
+WORLD_READABLE, OURS = 0o644, 0o640
+_QUEUE_PLACES = {record: USUAL[record].index("queue") for record in QUEUED}
 
 
 def csv_line(values: list[str]) -> str:
@@ -95,18 +60,32 @@ class Clock:
 
 
 class _Target:
-    """One open accounting file and how each record type fits its header: `own` is how many values go to the first
-    columns as they are; where that is not all that is wanted, `places` says for each column which value it takes (or
-    -1). Both in one look-up a row."""
+    """One open accounting file, and how events of each record type become rows of it."""
 
-    def __init__(
-        self, path: str, file: disk.AppendFile, places: dict[str, tuple[int, list[int] | None]], columns: list[str]
-    ) -> None:
-        self.path, self.file, self.places, self.columns = path, file, places, columns
+    def __init__(self, settings: AcctFile, file: disk.AppendFile, shapes: dict[str, Shape], columns: list[str]) -> None:
+        self.path, self.file, self.shapes, self.columns = settings.path, file, shapes, columns
+        self.is_synced = settings.sync
         self.lines: list[str] = []
+        self._filters = settings.queue_filter
+        self._taken: dict[str, bool] = {}
 
     def __repr__(self) -> str:
         return f"_Target({self.path}, {len(self.lines)} lines)"
+
+    def add(self, values: list[str]) -> None:
+        record = values[0]
+        shape = self.shapes.get(record)
+        if shape is not None and not (self._filters and record in QUEUED and not self._takes(record, values)):
+            self.lines.append(csv_line(shape.cells(values)))
+
+    def _takes(self, record: str, values: list[str]) -> bool:
+        queue = values[_QUEUE_PLACES[record]]
+        known = self._taken.get(queue)
+        if known is None:
+            if len(self._taken) >= 10_000:
+                self._taken.clear()
+            known = self._taken[queue] = columns.takes(self._filters, queue)
+        return known
 
 
 class Log:
@@ -121,6 +100,9 @@ class Log:
         self._row = row
         self._next: tuple[AcctFile, ...] | None = None
         self.is_dirty = False
+        self.headers: list[str] = []
+        """Header fields whose values stand behind all others in an event. A new configuration only adds to them: an
+        event may be made before it and written behind it."""
         self._generation = page.log_generation
         self._targets = self._open(files)
         self._opened()
@@ -140,15 +122,10 @@ class Log:
         return targets
 
     def _open_one(self, file: AcctFile) -> _Target:
-        appended, columns = _open_with_header(file)
-        places: dict[str, tuple[int, list[int] | None]] = {}
-        for record in file.records:
-            own = fields_of(record, file.record_fields)
-            all_there = [*COLUMNS[record], *MORE_COLUMNS.get(record, ())]
-            is_plain = columns[: len(own)] == own == all_there[: len(own)]
-            sources = [all_there.index(name) if name in own else -1 for name in columns]
-            places[record] = len(own), None if is_plain else sources
-        return _Target(file.path, appended, places, columns)
+        appended, names = _open_with_header(file)
+        self.headers += [name for name in _headers_of(file) if name not in self.headers]
+        shapes = {record: _shape(file, record, names, self.headers) for record in file.records}
+        return _Target(file, appended, shapes, names)
 
     def _opened(self) -> None:
         self._wanted = frozenset(record for file in self._files for record in file.records)
@@ -159,20 +136,10 @@ class Log:
         return record in self._wanted
 
     def write(self, values: list[str]) -> None:
-        """Collect one row: the values of COLUMNS[values[0]], and of MORE_COLUMNS, in order."""
-        record = values[0]
+        """Collect one event: the values of columns.USUAL and MORE of its type, in order, then those of `headers`."""
         self.is_dirty = True
         for target in self._targets:
-            if record not in target.places:
-                continue
-            own, places = target.places[record]
-            if places is None:
-                cells = values[:own]
-                if own < len(target.columns):
-                    cells += [""] * (len(target.columns) - own)
-            else:
-                cells = [values[place] if place >= 0 else "" for place in places]
-            target.lines.append(csv_line(cells))
+            target.add(values)
 
     def flush(self) -> None:
         """Append what was collected; reopens first if the files were rotated. Raises SpoolError (nothing is
@@ -182,10 +149,21 @@ class Log:
             if target.lines or target.file.has_rest:
                 lines, target.lines = target.lines, []
                 target.file.append("".join(lines).encode("utf-8", "replace"))
+                if target.is_synced:
+                    target.file.sync()
         self.is_dirty = False
         if self._next is not None:
             files, self._next = self._next, None
             self._switch(files)
+
+    def catch_up(self) -> bool:
+        """Write what could not be written before; False if it still cannot."""
+        try:
+            if self.is_dirty:
+                self.flush()
+        except SpoolError:
+            return False
+        return True
 
     def reopen_if_rotated(self) -> None:
         """Move on to the new files of a rotation; rows collected stay collected. What a full disk has refused belongs
@@ -256,26 +234,57 @@ class Log:
         self._targets = []
 
 
+def _headers_of(file: AcctFile) -> list[str]:
+    """The header fields that this file shows."""
+    shown = [name for record in file.records for name in file.record_fields.get(record, ())]
+    shown += [name for taken in file.map_header_to_field.values() for name in taken]
+    return [found for name in shown if (found := columns.header_field(name))]
+
+
+def _shape(file: AcctFile, record: str, names: list[str], headers: list[str]) -> Shape:
+    own = columns.resolve(record, file.record_fields.get(record, ("*",)))
+    taken_from = {
+        column: columns.header_field(field) for field, column in file.map_header_to_field.get(record, {}).items()
+    }
+    changes: dict[str, Callable[[str], str]] = {}
+    hide = privacy.hider(file.privacy_policy.text)
+    if hide is not None:
+        changes |= dict.fromkeys(columns.PRIVATE, hide)
+    if not file.iso_times:
+        changes |= dict.fromkeys(columns.TIMES, columns.epoch)
+    constants = {"userString": file.user_string} if file.user_string else {}
+    return Shape(record, names, [name for name in own if name in names], headers, constants, taken_from, changes)
+
+
+def header(file: AcctFile) -> list[str]:
+    """The columns a file has when it is begun."""
+    return columns.header(file.records, file.record_fields)
+
+
 def _open_with_header(file: AcctFile) -> tuple[disk.AppendFile, list[str]]:
     """The open file and the columns it has: a file that was begun under another configuration keeps its header until it
     is rotated, and rows must fit it."""
     while True:
         make(file)
-        appended = disk.AppendFile(file.path, RESERVE, shared=True)
-        columns = _columns_in(file)
+        appended = disk.AppendFile(file.path, RESERVE, _mode(file), shared=True)
+        columns = columns_in(file)
         if appended.is_at(file.path):
             return appended, columns
         appended.close()  # rotated just now
 
 
-def _columns_in(file: AcctFile) -> list[str]:
+def columns_in(file: AcctFile) -> list[str]:
     """The columns in a file's header; those it should have where it has none."""
     try:
         with open(file.path, encoding="utf-8", errors="replace", newline="") as stream:
             first = stream.readline(65_536)
     except FileNotFoundError:
         first = ""
-    return first.rstrip("\r\n").split(",") if first.startswith("type,") else header(file.records, file.record_fields)
+    return first.rstrip("\r\n").split(",") if first.startswith("type,") else header(file)
+
+
+def _mode(file: AcctFile) -> int:
+    return WORLD_READABLE if file.world_readable else OURS
 
 
 def make(file: AcctFile) -> None:
@@ -283,7 +292,7 @@ def make(file: AcctFile) -> None:
     if os.path.exists(file.path) and os.path.getsize(file.path) > 0:
         return
     os.makedirs(os.path.dirname(file.path), exist_ok=True)
-    temporary = _write_header(file)
+    temporary = write_header(file)
     try:
         disk.link(temporary, file.path)
     except FileExistsError:
@@ -292,122 +301,9 @@ def make(file: AcctFile) -> None:
     disk.remove(temporary)
 
 
-def _write_header(file: AcctFile) -> str:
+def write_header(file: AcctFile) -> str:
     temporary = f"{file.path}.making.{os.getpid()}"
     disk.remove(temporary)
-    disk.write_new(temporary, csv_line(header(file.records, file.record_fields)).encode())
+    disk.write_new(temporary, csv_line(header(file)).encode(), OURS)
+    os.chmod(temporary, _mode(file))  # whatever the umask says
     return temporary
-
-
-def _mend(path: str) -> None:
-    """Cut off a last row without its end, which a power cut leaves, before the next row runs into it. Looks twice: a
-    writer whose supervisor was killed may be in the middle of a row."""
-    size = 0
-    for _ in range(2):
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            if file.read(1) in (b"", b"\n"):
-                return
-        time.sleep(0.05)
-    if os.path.getsize(path) == size:
-        torn = disk.AppendFile(path, shared=True)
-        torn.cut_partial_line()
-        torn.close()
-
-
-class Rotation:
-    """The supervisor's side: makes files, sees when they are due (also where the columns have changed), rotates them,
-    finishes when all writers moved on."""
-
-    def __init__(self, files: tuple[AcctFile, ...], now: float) -> None:
-        self._files = files
-        self._pending: list[tuple[str, str]] = []
-        self._since = dict.fromkeys((file.path for file in files), now)
-        self._outdated: set[str] = set()
-        self._latest: dict[str, tuple[str, int]] = {}
-        for file in files:
-            try:
-                make(file)
-                _mend(file.path)
-            except OSError as error:
-                raise SpoolError(f"cannot make the accounting file {file.path}: {error.strerror}") from error
-            rotating = file.path + ".rotating"
-            if os.path.exists(rotating):
-                if os.path.samefile(rotating, file.path):
-                    os.unlink(rotating)  # a crash before the new file was in place: nothing was rotated
-                else:
-                    self._pending.append((rotating, self._final_name(file.path, now)))
-            if _columns_in(file) != header(file.records, file.record_fields):
-                self._outdated.add(file.path)
-            # A file begun before we were started is as old as its last row says: yesterday's is rotated now.
-            self._since[file.path] = min(now, os.path.getmtime(file.path))
-
-    def __repr__(self) -> str:
-        return f"Rotation(pending={self._pending}, since={self._since})"
-
-    def due(self, now: float) -> list[AcctFile]:
-        """Files to rotate now: older than move-interval, larger than max-size, or begun on another day; and those that
-        somebody has taken away."""
-        found = []
-        for file in self._files:
-            began = self._since[file.path]
-            other_day = time.localtime(began).tm_yday != time.localtime(now).tm_yday
-            try:
-                size = os.path.getsize(file.path)
-            except FileNotFoundError:
-                found.append(file)
-                continue
-            if file.path in self._outdated or (
-                (now - began >= file.move_interval or other_day or size > file.max_size) and self._has_rows(file, size)
-            ):
-                found.append(file)
-        return found
-
-    def begin(self, files: list[AcctFile], page: Page, now: float) -> None:
-        """Put new files in place and tell the writers. One rotation at a time: does nothing while one is pending."""
-        if self._pending or not files:
-            return
-        for file in files:
-            fresh, rotating = _write_header(file), file.path + ".rotating"
-            # No moment without a file of this name: a process that starts now opens the old one or the new one.
-            try:
-                disk.link(file.path, rotating)
-                self._pending.append((rotating, self._final_name(file.path, now)))
-            except FileNotFoundError:
-                pass  # taken away by somebody: a new one, for all writers
-            os.rename(fresh, file.path)
-            self._outdated.discard(file.path)
-            self._since[file.path] = now
-        page.next_log_generation()
-
-    def finish(self, generations: list[int], page: Page) -> bool:
-        """Give rotated files their final names once every living writer has moved on (its generation in
-        `generations`). True if nothing is pending any more."""
-        if self._pending and all(generation >= page.log_generation for generation in generations):
-            while self._pending:
-                source, target = self._pending[0]
-                try:
-                    disk.rename(source, target)
-                except FileNotFoundError:
-                    pass  # taken away by somebody
-                del self._pending[0]
-        return not self._pending
-
-    @property
-    def files(self) -> list[AcctFile]:
-        return list(self._files)
-
-    def _has_rows(self, file: AcctFile, size: int) -> bool:
-        return size > len(csv_line(header(file.records, file.record_fields)).encode())
-
-    def _final_name(self, path: str, now: float) -> str:
-        """`acct.csv` becomes `acct-YYYY-MM-DD-NNNN.csv`. Names only rise, whatever was taken away meanwhile and however
-        the clock was set: readers go by them."""
-        base, ending = os.path.splitext(path)
-        number = re.compile(r"-(\d{4}-\d\d-\d\d)-(\d{4,})")
-        found = [number.match(name, len(base)) for name in glob.glob(f"{glob.escape(base)}-*{glob.escape(ending)}*")]
-        latest = max([self._latest.get(path, ("", 0)), *((match[1], int(match[2])) for match in found if match)])
-        day = time.strftime("%Y-%m-%d", time.localtime(now))
-        self._latest[path] = (day, 0) if day > latest[0] else (latest[0], latest[1] + 1)
-        return "{}-{}-{:04d}{}".format(base, *self._latest[path], ending)

@@ -17,7 +17,7 @@ import time
 
 import msgspec
 
-from spoolmta import accounting, bounce, disk, entry, record, verdict
+from spoolmta import accounting, bounce, disk, entry, message, record, verdict
 from spoolmta.errors import SpoolError
 from spoolmta.model import Answer, Config, DomainPolicy, Failure, Outcome, Recipient, Reply
 from spoolmta.notify import Action
@@ -118,9 +118,10 @@ class Ledger:
     def _attempt(self, loaded: Loaded, way: Way) -> record.Attempt:
         envelope, name = loaded.parsed.envelope, loaded.name
         vmta = self._partition.vmta
+        now, received = time.time(), entry.received(name.id)
         return record.Attempt(
-            self._logged.text(time.time()),
-            self._queued.text(entry.received(name.id)),
+            self._logged.text(now),
+            self._queued.text(received),
             envelope.sender,
             name.source or "pickup",
             "",
@@ -136,8 +137,10 @@ class Ledger:
             name.pool,
             name.id,
             name.attempts + 1,
+            max(0, int(now) - int(received)),
             way.ends.tls_protocol,
             way.ends.tls_cipher,
+            message.first_values(loaded.data, loaded.parsed, self.log.headers) if self.log.headers else (),
         )
 
     def note_queue_failure(self, result: Reply | Failure, ends: Ends, site: str) -> None:

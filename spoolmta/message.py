@@ -10,6 +10,9 @@ end at the first line that is none of them. Without an `x-receiver` the header i
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+
+import msgspec
 
 from spoolmta import address
 from spoolmta.errors import MessageRefused
@@ -70,6 +73,11 @@ def parse(data: bytes, domain: str = "") -> Parsed:
     return Parsed(envelope, start, body, cut)
 
 
+def without_job(parsed: Parsed) -> Parsed:
+    """The same where the file's x-job does not count."""
+    return msgspec.structs.replace(parsed, envelope=msgspec.structs.replace(parsed.envelope, job=""))
+
+
 def content(data: bytes, parsed: Parsed) -> bytes:
     """What goes on the wire, before dots are doubled: every line ends in CR LF, and there is no other CR or LF.
 
@@ -98,6 +106,11 @@ def field_values(data: bytes, parsed: Parsed, name: str) -> list[str]:
     """The values of every header field of this name, unfolded, without the white space around them."""
     field = re.compile(rb"[\r\n]" + re.escape(name.encode()) + rb"[ \t]*:" + _VALUE, re.IGNORECASE)
     return [_text(found[1]) for found in field.finditer(b"\n" + data[parsed.start : parsed.body])]
+
+
+def first_values(data: bytes, parsed: Parsed, names: Iterable[str]) -> tuple[str, ...]:
+    """Of each of these header fields the value of the first; empty where there is none."""
+    return tuple([next(iter(field_values(data, parsed, name)), "") for name in names])
 
 
 def _crlf(data: bytes) -> bytes:

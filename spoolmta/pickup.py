@@ -20,6 +20,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from spoolmta import accounting, clock, disk, message, record, selection
 from spoolmta.arrivals import QUIET, Doorbell, Folder
 from spoolmta.control import HintWriter
@@ -171,19 +173,22 @@ class Pickup:
             log.error("%s", error)
 
     def _has_room(self) -> bool:
-        """Intake stops while the disk has less than min-free-space; what is queued is still delivered."""
+        """Intake stops while the disk has less than min-free-space, or rows cannot be written: they wait, and no more
+        are added to them. What is queued is still delivered."""
         space, inodes = disk.free(self._layout.root)
-        is_full = space < self._config.min_free_space or inodes < self._config.min_free_inodes
-        if is_full != self._is_full:
-            self._is_full = is_full
-            self._row[Cell.TROUBLE] = int(is_full)
-            if is_full:
-                log.error(
-                    "the spool has %d MB and %d inodes free: intake stops, files stay in pickup/", space >> 20, inodes
-                )
+        trouble = ""
+        if space < self._config.min_free_space or inodes < self._config.min_free_inodes:
+            trouble = f"the spool has {space >> 20} MB and {inodes} inodes free"
+        elif not self._log.catch_up():
+            trouble = "the accounting log cannot be written"
+        if bool(trouble) != self._is_full:
+            self._is_full = bool(trouble)
+            self._row[Cell.TROUBLE] = int(self._is_full)
+            if trouble:
+                log.error("%s: intake stops, files stay in pickup/", trouble)
             else:
-                log.warning("the spool has room again: intake goes on")
-        return not is_full
+                log.warning("there is room again: intake goes on")
+        return not trouble
 
     def recover(self) -> None:
         """Carry on with what dead intake processes claimed."""
@@ -191,7 +196,7 @@ class Pickup:
         for name in quarantined:
             log.error("recovery: a damaged file is in corrupt/%s", name)
         for path, claimed in found:
-            self._account([claimed])
+            self._account([self._completed(path, claimed)])
             self._hints.send(claimed.name.vmta, self._enqueue(path, claimed))
         if self._leaving:
             return  # perhaps on a full disk: the next start carries on
@@ -318,22 +323,31 @@ class Pickup:
                 return []  # the next start carries on
             self._bell.wait(FULL_PAUSE)
 
+    def _shown(self, data: bytes, parsed: Parsed) -> tuple[str, ...]:
+        """The header fields that an accounting file shows of what is taken in."""
+        if not (self._log.headers and self._log.wants("r")):
+            return ()
+        return message.first_values(data, parsed, self._log.headers)
+
+    def _completed(self, path: str, claimed: Claimed) -> Claimed:
+        """What was claimed by a dead process, with the header fields that its row shows."""
+        if not self._log.headers:
+            return claimed
+        with open(path, "rb") as file:
+            return msgspec.structs.replace(claimed, shown=self._shown(file.read(), claimed.parsed))
+
     def _account(self, batch: list[Claimed]) -> None:
         recipients = 0
         wanted = self._log.wants("r")
         now = self._clock.text(time.time())
         for claimed in batch:
-            envelope, name = claimed.parsed.envelope, claimed.name
+            envelope, name, shown = claimed.parsed.envelope, claimed.name, claimed.shown
             job = envelope.job if name.job != "0" else ""
             source = name.source or "pickup"
-            vmta = name.pool or name.vmta  # as PowerMTA has it: what was asked for
             recipients += len(envelope.recipients)
-            if wanted:
-                for recipient in envelope.recipients:
-                    row = record.receipt_row(
-                        now, envelope.sender, recipient, source, vmta, job, envelope.envid, name.id
-                    )
-                    self._log.write(row)
+            for recipient in envelope.recipients if wanted else ():
+                first = now, envelope.sender, recipient, source, name.vmta, job, envelope.envid
+                self._log.write(record.receipt_row(*first, name.id, name.pool, shown))
         self._row.add(Cell.ACCEPTED, recipients)
         if wanted:
             try:
@@ -363,18 +377,24 @@ class Pickup:
                 self._leave_alone(folder, name, f'{verdict}, and copy is "never"')
                 return False
             must_copy = must_copy or self._is_suspect(status)
-            data = _read_all(descriptor, status.st_size)
+            data = disk.read_all(descriptor, status.st_size)
             try:
                 parsed = message.parse(data)
                 choice = selection.choose(self._config, folder.source, parsed, data)
             except MessageRefused as error:
                 return self._refuse(path, str(error))
-            parsed = _without_job(parsed) if not folder.source.process_x_job else parsed
+            parsed = message.without_job(parsed) if not folder.source.process_x_job else parsed
             dealt = self._dealer.deal(choice.name, {recipient.domain for recipient in parsed.envelope.recipients}, now)
             is_taken = False
             try:
                 claimed = self._acceptor.incoming.describe(
-                    data, parsed, dealt.vmta, folder.source.name, pool=dealt.pool, priority=choice.priority
+                    data,
+                    parsed,
+                    dealt.vmta,
+                    folder.source.name,
+                    pool=dealt.pool,
+                    priority=choice.priority,
+                    shown=self._shown(data, parsed),
                 )
                 is_taken = self._bring_in(folder, path, data, claimed, status, must_copy)
             finally:
@@ -462,22 +482,6 @@ class Pickup:
         folder.leave_alone(name)
         self._row.add(Cell.LEFT_ALONE, 1)
         log.warning("left alone %a: %s", name, why)
-
-
-def _without_job(parsed: Parsed) -> Parsed:
-    import msgspec
-
-    return msgspec.structs.replace(parsed, envelope=msgspec.structs.replace(parsed.envelope, job=""))
-
-
-def _read_all(descriptor: int, size: int) -> bytes:
-    data = os.read(descriptor, size + 1)
-    while len(data) < size:
-        more = os.read(descriptor, size - len(data))
-        if not more:
-            break
-        data += more
-    return data
 
 
 def run(

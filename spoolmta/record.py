@@ -8,6 +8,7 @@ diagnostic.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,7 +21,8 @@ from spoolmta.verdict import Verdict
 
 class Attempt(msgspec.Struct, frozen=True):
     """What is the same for all recipients of one transaction. Times are as the log writes them, addresses of both ends
-    empty where there was no connection; `esmtp` is the comma list of what the host offered."""
+    empty where there was no connection; `esmtp` is the comma list of what the host offered, `shown` the values of
+    header fields that a file wants."""
 
     logged: str
     queued: str
@@ -39,8 +41,10 @@ class Attempt(msgspec.Struct, frozen=True):
     pool: str
     entry_id: str
     attempts: int
+    seconds_queued: int = 0
     tls_protocol: str = ""
     tls_cipher: str = ""
+    shown: tuple[str, ...] = ()
 
 
 MAX_TEXT = 2000
@@ -82,7 +86,7 @@ def without_words_of_421(answer: Answer) -> Answer:
 def recipient_row(
     attempt: Attempt, recipient: Recipient, answer: Answer, verdict: Verdict, classifier: Classifier
 ) -> list[str]:
-    """A `d`, `b` or `t` row: the usual columns, and behind them all that can be had by name (MORE_COLUMNS)."""
+    """A `d`, `b` or `t` row: the usual columns, and behind them all that can be had by name (columns.MORE)."""
     result = answer.result
     code, diagnostic = status(result)
     code = verdict.status or code
@@ -126,8 +130,12 @@ def recipient_row(
         attempt.pool,
         attempt.entry_id,
         str(attempt.attempts),
+        str(attempt.seconds_queued),
         attempt.tls_protocol,
         attempt.tls_cipher,
+        "",
+        "",
+        *attempt.shown,
     ]
 
 
@@ -141,9 +149,19 @@ def queue_row(
 
 
 def receipt_row(
-    logged: str, sender: str, recipient: Recipient, source_type: str, vmta: str, job: str, envid: str, entry_id: str
+    logged: str,
+    sender: str,
+    recipient: Recipient,
+    source_type: str,
+    vmta: str,
+    job: str,
+    envid: str,
+    entry_id: str,
+    pool: str = "",
+    shown: Sequence[str] = (),
 ) -> list[str]:
-    """An `r` row: a recipient was accepted for delivery."""
+    """An `r` row: a recipient was accepted for delivery. The VMTA is what was asked for, as PowerMTA has it: perhaps a
+    pool."""
     return [
         "r",
         logged,
@@ -154,10 +172,14 @@ def receipt_row(
         "",
         "",
         "",
-        vmta,
+        pool or vmta,
         job,
         envid,
         entry_id,
+        pool,
+        "",
+        "",
+        *shown,
     ]
 
 

@@ -22,7 +22,6 @@ from typing import Any
 
 from spoolmta import (
     __version__,
-    accounting,
     clock,
     config,
     control,
@@ -34,6 +33,7 @@ from spoolmta import (
     pickup,
     policy,
     process,
+    rotation,
     state,
 )
 from spoolmta.errors import ConfigError, UnavailableError
@@ -81,7 +81,7 @@ class Supervisor:
         self._started = clock.now()
         self._is_open = self._rotation_pending = False
         self._orphaned: list[str] = []
-        self._rotation = accounting.Rotation(configuration.acct_files, time.time())
+        self._rotation = rotation.Rotation(configuration.acct_files, time.time())
 
     def _take_lock(self) -> int:
         lock = disk.lock_process(self._layout.lock)
@@ -204,6 +204,7 @@ class Supervisor:
             self._signal(signal.SIGUSR1)
         heard = [child.row[Cell.LOG_GENERATION] for child in self._children.values()]
         self._rotation_pending = not self._rotation.finish(heard, self._page)
+        self._rotation.delete_old(today)
 
     def _open_when_ready(self) -> None:
         """VMTAs are woken when the pickup process has carried on with what a dead one had claimed, so that what was
@@ -379,7 +380,7 @@ class Supervisor:
         self._config = new
         delivery.prepare(new)
         if new.acct_files != tuple(self._rotation.files):
-            self._rotation = accounting.Rotation(new.acct_files, time.time())
+            self._rotation = rotation.Rotation(new.acct_files, time.time())
         for name in change.added:
             self._watch_fifo(name)
         self._page.next_config_generation()

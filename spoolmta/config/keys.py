@@ -9,8 +9,8 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from spoolmta.config import bounces, places, plans, rates, responses, values
-from spoolmta.config.values import Kind, choice, duration, number, size, subset
+from spoolmta.config import bounces, places, plans, rates, records, responses, values
+from spoolmta.config.values import Kind, choice, duration, number, size
 
 PATH = Kind(values.read_path)
 """A path, relative to the file it stands in: the reader resolves it."""
@@ -168,10 +168,19 @@ BOUNCE: dict[str, Kind] = {
 }
 ACCT_FILE: dict[str, Kind] = {
     "path": PATH,
-    "records": subset("r", "d", "b", "t", "tq"),
+    "records": records.RECORDS,
+    "record-fields": records.FIELDS,
+    "map-header-to-field": records.HEADER_FIELDS,
+    "queue-filter": records.QUEUE_FILTER,
+    "privacy-policy": records.PRIVACY,
+    "user-string": values.TEXT,
+    "iso-times": values.FLAG,
+    "world-readable": values.FLAG,
+    "sync": values.FLAG,
     "move-interval": duration("1d"),
     "max-size": size(1),
-    "record-fields": values.RECORD_FIELDS,
+    "move-to": PATH,
+    "delete-after": rates.DURATION_OR_NEVER,
 }
 
 TABLES: dict[str, dict[str, Kind]] = {

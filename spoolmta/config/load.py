@@ -407,6 +407,12 @@ class _Reader:
             path = ("acct-file", number)
             fields = self._table(table, path, "acct-file")
             file = AcctFile(**({"path": ""} | fields))
+            if str(table.get("path", "") if isinstance(table, dict) else "").startswith("|"):
+                self._complain(
+                    (*path, "path"),
+                    "a program is not started for a log; it can read what `spoolmta log follow --position FILE` writes,"
+                    " and loses nothing when it stops",
+                )
             if file.path and file.path in found:
                 self._complain((*path, "path"), f"another accounting file has the same path, {file.path}")
             found[file.path] = file

@@ -15,7 +15,7 @@ import msgspec
 
 from spoolmta import address, pattern
 from spoolmta.errors import UsageError
-from spoolmta.model import MORE_COLUMNS, Secret
+from spoolmta.model import Secret
 
 DURATION_UNITS = {"w": 604_800, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 SIZE_UNITS = {"t": 1024**4, "g": 1024**3, "m": 1024**2, "k": 1024, "b": 1}
@@ -307,36 +307,8 @@ def _read_weights(value: object) -> dict[str, int]:
     return {name: weight.read(item) for name, item in value.items()}
 
 
-def _read_record_fields(value: object) -> dict[str, tuple[str, ...]]:
-    """By record type, "*" for its usual columns, and more columns behind it."""
-    if not isinstance(value, dict) or not value:
-        raise wrong('a table like { d = ["*", "dlvTlsProtocol"] }', value)
-    found = {}
-    for record, fields in value.items():
-        more = MORE_COLUMNS.get(record)
-        if more is None:
-            raise BadValue(f'"{address.show(record)}" has no more columns: expected some of {", ".join(MORE_COLUMNS)}')
-        if not isinstance(fields, list) or fields[:1] != ["*"]:
-            raise BadValue(
-                f'expected a list that begins with "*", the usual columns, for {record}, got {shown(fields)}'
-            )
-        for field in fields[1:]:
-            if field not in more:
-                raise BadValue(f"{record} has no further column {shown(field)}: it has {', '.join(more)}")
-            if fields.count(field) > 1:
-                raise BadValue(f'"{field}" is there twice')
-        found[record] = tuple(fields)
-    return found
-
-
-def _write_record_fields(value: object) -> str:
-    assert isinstance(value, dict)
-    return f"{{ {', '.join(f'{record} = {toml(fields)}' for record, fields in value.items())} }}"
-
-
 TEXT = Kind(_read_text)
 SECRET = Kind(_read_secret, lambda value: toml(str(value)) if str(value) != '""' else '""')
-RECORD_FIELDS = Kind(_read_record_fields, _write_record_fields)
 USER = Kind(_read_user)
 WEIGHTS = Kind(_read_weights)
 EXPRESSION = Kind(_read_expression)

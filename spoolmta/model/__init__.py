@@ -16,7 +16,6 @@ from spoolmta.model.mail import (
 )
 from spoolmta.model.settings import (
     AT_ONCE,
-    MORE_COLUMNS,
     UNLIMITED,
     AcctFile,
     BounceRule,
@@ -42,7 +41,6 @@ from spoolmta.model.settings import (
 
 __all__ = [
     "AT_ONCE",
-    "MORE_COLUMNS",
     "UNLIMITED",
     "AcctFile",
     "Answer",

@@ -283,19 +283,26 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     dsn_return_default: Literal["full", "headers"] = "headers"
 
 
-MORE_COLUMNS: dict[str, tuple[str, ...]] = dict.fromkeys(("d", "b", "t"), ("dlvTlsProtocol", "dlvTlsCipher"))
-"""What an accounting file can have by name behind the usual columns, by record type."""
-
-
 class AcctFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One accounting file: which record types it takes, with which columns ("*" are the usual ones), and when it is
-    rotated (seconds, bytes)."""
+    """One accounting file: which record types it takes, with which columns, of which queues, and what is written how;
+    when it is rotated (seconds, bytes), where it goes then, and when it is deleted (seconds).
+
+    `map_header_to_field`: by record type, which column the value of a header field takes (`header_X-Campaign`)."""
 
     path: str
     records: tuple[str, ...] = ("d", "b")
+    record_fields: dict[str, tuple[str, ...]] = {}
+    queue_filter: tuple[str, ...] = ()
+    map_header_to_field: dict[str, dict[str, str]] = {}
+    privacy_policy: Secret = Secret("retain")
+    user_string: str = ""
+    iso_times: bool = True
+    world_readable: bool = False
+    sync: bool = False
     move_interval: float = 86_400.0
     max_size: int = 250_000_000
-    record_fields: dict[str, tuple[str, ...]] = {}
+    move_to: str = ""
+    delete_after: float = 691_200.0
 
 
 CopyMode = Literal["auto", "always", "never"]

@@ -31,12 +31,13 @@ from spoolmta.spool.layout import Layout
 
 class Claimed(msgspec.Struct, frozen=True):
     """A message in the incoming folder: its name there (taken apart), the domains it goes to with the number of
-    recipients in each, and what it parsed to."""
+    recipients in each, what it parsed to, and the values of header fields that its accounting row shows."""
 
     name: EntryName
     file: str
     domains: dict[str, int]
     parsed: Parsed
+    shown: tuple[str, ...] = ()
 
 
 class Ids:
@@ -67,7 +68,15 @@ class Incoming:
         return f"Incoming({self.name})"
 
     def describe(
-        self, data: bytes, parsed: Parsed, vmta: str, source: str, *, pool: str = "", priority: int = 50
+        self,
+        data: bytes,
+        parsed: Parsed,
+        vmta: str,
+        source: str,
+        *,
+        pool: str = "",
+        priority: int = 50,
+        shown: tuple[str, ...] = (),
     ) -> Claimed:
         """Name a message; nothing is touched yet."""
         domains: dict[str, int] = {}
@@ -85,7 +94,7 @@ class Incoming:
             folder=self.name if len(domains) > 1 else "",
             vmta=vmta,
         )
-        return Claimed(name, entry.format_name(name), domains, parsed)
+        return Claimed(name, entry.format_name(name), domains, parsed, shown)
 
     def claim(self, path: str, claimed: Claimed) -> bool:
         """Take a file by one rename; False if it is gone (somebody else took it)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import time
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support.mta import Mta, World
+from tests.support.spool_kit import fill, small_disk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small filesystem can only be mounted by root")
 
@@ -106,7 +108,7 @@ def test_files_stay_what_is_queued_is_delivered_and_intake_resumes(
         assert len(list((mta.spool / "pickup").glob("s*.eml"))) == 20
         give_back()
         mta.wait_for(lambda: len(delivered(mta)) == 40)
-        mta.wait_for_log("the spool has room again: intake goes on")
+        mta.wait_for_log("there is room again: intake goes on")
         assert set(delivered(mta).values()) == {1}
         assert len(world.received()) == 40
         mta.wait_for(lambda: not mta.entries() and mta.audit()["delivered"] == 40)
@@ -164,3 +166,25 @@ def test_without_inodes_for_new_domains_nothing_is_lost_and_nothing_is_sent_twic
         assert mta.count("r") == 20
         assert mta.status()["pickup"]["restarts"] == 0
         assert "Traceback" not in mta.log()
+
+
+def test_mail_stays_in_the_folder_while_its_rows_cannot_be_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "logs", "16m") as logs, World(tmp_path / "world") as world:
+        more = f'[[acct-file]]\npath = "{logs}/acct.csv"\nrecords = ["r", "d"]\n'
+        with world.mta(more) as mta:
+            mta.drop("first@a.test")
+            mta.wait_for(lambda: mta.count("d") == 1)
+            filler = fill(logs)
+            for number in range(12):
+                mta.drop(*(f"{'x' * 40}{number}-{each}@a.test" for each in range(1000)))
+            mta.wait_for_log("the accounting log cannot be written: intake stops, files stay in pickup/")
+            late = mta.drop("late@a.test")
+            assert late.exists()
+            filler.unlink()
+            mta.wait_for_log("there is room again: intake goes on")
+            mta.wait_for(lambda: mta.count("d") == 12_002)
+            mta.stop()
+            assert mta.audit()["balanced"]
+        with open(logs / "acct.csv", newline="", encoding="utf-8") as stream:
+            counts = Counter(row["type"] for row in csv.DictReader(stream))
+        assert counts == {"r": 12_002, "d": 12_002}

@@ -7,14 +7,16 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from spoolmta import accounting
+from spoolmta import columns
 from tests.support import spool_kit
 
 WRITERS, ROWS, ROTATIONS = 6, 2000, 20
 
 PROGRAM = """
 import os, sys, time
-from spoolmta.accounting import COLUMNS, Log, Rotation
+from spoolmta.accounting import Log
+from spoolmta.columns import USUAL
+from spoolmta.rotation import Rotation
 from spoolmta.model import AcctFile
 from spoolmta.shared import Cell, Page
 path, writers, rows, rotations = sys.argv[1], *map(int, sys.argv[2:])
@@ -28,7 +30,7 @@ for number in range(writers):
     if child == 0:
         log = Log((file,), page, cells[number])
         for count in range(rows):
-            log.write(["d", *(f"{number}-{count}" for _ in COLUMNS["d"][1:])])
+            log.write(["d", *(f"{number}-{count}" for _ in USUAL["d"][1:])])
             cells[number][Cell.DELIVERED] = count
             if count % 3 == 0:
                 log.flush()
@@ -72,7 +74,7 @@ def test_rotation_loses_no_row(tmp_path: Path) -> None:
     for file in files:
         with file.open(newline="") as stream:
             rows = list(csv.reader(stream))
-        assert rows[0] == accounting.header(("d", "b"))
+        assert rows[0] == columns.header(("d", "b"), {})
         for row in rows[1:]:
             assert set(row) == {"d", row[1]}
             assert len(row) == len(rows[0])

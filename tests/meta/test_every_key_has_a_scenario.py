@@ -13,6 +13,7 @@ TESTS = Path(__file__).parents[1]
 
 LIMITS = "integration/test_limits_hold.py::"
 REFUSALS = "integration/test_refusals_are_tried_again.py::"
+FILES = "integration/test_accounting_files_show_what_they_are_asked_for.py::"
 SOURCES = "integration/test_sources_and_accounting_follow_their_keys.py::"
 WIRE = "integration/test_the_wire_follows_its_keys.py::"
 WAY = "integration/test_mail_finds_its_way.py::"
@@ -183,6 +184,15 @@ SCENARIOS = {
     "bounce.names": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
     "bounce.pattern": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
     "bounce.sample": CATEGORIES + "test_lint_tells_of_rules_that_can_decide_nothing_with_their_lines",
+    "acct-file.map-header-to-field": FILES + "test_a_file_has_the_columns_and_header_fields_it_asks_for",
+    "acct-file.user-string": FILES + "test_a_file_has_the_columns_and_header_fields_it_asks_for",
+    "acct-file.iso-times": FILES + "test_times_are_numbers_and_others_may_read_a_file_where_that_is_wanted",
+    "acct-file.world-readable": FILES + "test_times_are_numbers_and_others_may_read_a_file_where_that_is_wanted",
+    "acct-file.sync": FILES + "test_times_are_numbers_and_others_may_read_a_file_where_that_is_wanted",
+    "acct-file.queue-filter": FILES + "test_a_file_takes_only_the_queues_of_its_filter",
+    "acct-file.privacy-policy": FILES + "test_addresses_are_hidden_behind_a_key_and_still_tell_one_person_from_another",
+    "acct-file.move-to": FILES + "test_a_rotated_file_goes_to_the_folder_for_it",
+    "acct-file.delete-after": FILES + "test_rotated_files_are_deleted_when_they_are_old_enough",
     "acct-file.record-fields": TLS + "test_record_fields_add_the_columns_of_tls_and_the_others_stay_where_they_are",
     "acct-file.path": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.records": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",

@@ -10,14 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address pattern wording config derived here policy entry message selection reasons bounce verdict
-    response trigger lint record notify dsn rate condition alert switch limits backlog waiting dealing warming site
-    sources action agenda concurrency sharing metering assignment sessions sites schedule view reaction lifecycle
-    sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance smtp.auth smtp.starttls routing
-    row sought export""".split()
+PURE = """errors model address pattern wording columns privacy config derived here policy entry message selection
+    reasons bounce verdict response trigger lint record notify dsn rate condition alert switch limits backlog
+    waiting dealing warming site sources action agenda concurrency sharing metering assignment sessions sites
+    schedule view reaction lifecycle sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance
+    smtp.auth smtp.starttls routing row sought export""".split()
 INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.layout common commons markers spool.intake
-    spool.partition spool.outbox spool.audit accounting logfiles log resolver tls_channel tls sts_fetch sts_cache
-    protection transport opener control mailhosts dealer""".split()
+    spool.partition spool.outbox spool.audit accounting rotation logfiles log resolver tls_channel tls sts_fetch
+    sts_cache protection transport opener control mailhosts dealer""".split()
 PROCESSES = """process state arrivals survey lane reporter reminder mailer ledger clearance switchboard standin passage
     standing rerouting inflow carrier pickup delivery supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()

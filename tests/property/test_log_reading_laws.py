@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolmta import accounting, log
-from spoolmta.accounting import COLUMNS, Log, Rotation
+from spoolmta.accounting import Log
+from spoolmta.columns import USUAL
 from spoolmta.export import Csv, Json, Xml
 from spoolmta.log import Follower
 from spoolmta.model import AcctFile
+from spoolmta.rotation import Rotation
 from spoolmta.row import Columns, Reader, rows_in
 from spoolmta.shared import Cell, Page
 from spoolmta.sought import Sieve, Sought
@@ -105,7 +107,7 @@ class Books:
         writer = self.writers[which]
         self.finish_half()
         self.count += 1
-        writer.write(["d", *[f"{self.count}, é"] * (len(COLUMNS["d"]) - 1)])
+        writer.write(["d", *[f"{self.count}, é"] * (len(USUAL["d"]) - 1)])
         place = -1
         if self.is_behind[which]:  # as a writer that is in the middle of its write when the file is rotated
             target = writer._targets[0]
@@ -119,7 +121,7 @@ class Books:
     def write_half(self) -> None:
         self.finish_half()
         self.count += 1
-        line = accounting.csv_line(["d", *[f"{self.count}, é"] * (len(COLUMNS["d"]) - 1)]).encode()
+        line = accounting.csv_line(["d", *[f"{self.count}, é"] * (len(USUAL["d"]) - 1)]).encode()
         self.half = line[self.count % len(line) :]
         with open(self.file.path, "ab") as file:
             file.write(line[: self.count % len(line)])

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from spoolmta import accounting
-from spoolmta.accounting import Log, Rotation
+from spoolmta import accounting, columns
+from spoolmta.accounting import Log
+from spoolmta.columns import USUAL
 from spoolmta.model import AcctFile
+from spoolmta.rotation import Rotation
 from spoolmta.shared import Cell, Page
 
 D_B_T = (
@@ -23,7 +25,7 @@ DAY = 1_700_000_000.0
 
 def row(kind: str, mark: str = "") -> list[str]:
     """A row whose every value names its column."""
-    return [kind, *(f"{name}{mark}" for name in accounting.COLUMNS[kind][1:])]
+    return [kind, *(f"{name}{mark}" for name in USUAL[kind][1:])]
 
 
 class Books:
@@ -50,12 +52,12 @@ def books(tmp_path: Path) -> Books:
 
 
 @pytest.mark.parametrize(
-    ("records", "columns"),
+    ("records", "expected"),
     [(("d",), D_B_T), (("b",), D_B_T), (("t", "d", "b"), D_B_T), (("tq",), TQ), (("r",), R),
      (("r", "d", "b"), D_B_T + ",rcvSourceIp,rcvDestinationIp"), (("tq", "d"), D_B_T)],
 )  # fmt: skip
-def test_the_columns_are_those_of_the_contract(records: tuple[str, ...], columns: str) -> None:
-    assert ",".join(accounting.header(records)) == columns
+def test_the_columns_are_those_of_the_contract(records: tuple[str, ...], expected: str) -> None:
+    assert ",".join(columns.header(records, {})) == expected
 
 
 @pytest.mark.parametrize("kind", ["d", "b", "t", "tq", "r"])
@@ -66,7 +68,7 @@ def test_every_value_stands_under_its_own_name(tmp_path: Path, kind: str) -> Non
     log.flush()
     log.close()
     (found,) = books.read()
-    own = accounting.COLUMNS[kind]
+    own = USUAL[kind]
     assert found == {name: "" if name not in own else kind if name == "type" else name for name in found}
     assert set(own) <= set(found)
 
@@ -287,10 +289,10 @@ def test_columns_asked_for_by_name_come_last_and_only_where_they_were_asked_for(
     file = AcctFile(path=str(tmp_path / "more.csv"), records=("r", "d", "b", "t"), record_fields=fields)
     page = Page(1)
     log = accounting.Log((file,), page, page.row("test"))
-    usual = [""] * (len(accounting.DELIVERY_COLUMNS) - 1)
+    usual = [""] * (len(USUAL["d"]) - 1)
     for record in ("d", "b", "t"):
-        log.write([record, *usual, "TLSv1.3", "A_CIPHER"])
-    log.write(["r", *[""] * (len(accounting.RECEIPT_COLUMNS) - 1)])
+        log.write([record, *usual, "0", "TLSv1.3", "A_CIPHER", "", ""])
+    log.write(["r", *[""] * (len(USUAL["r"]) - 1)])
     log.flush()
     log.close()
     with open(file.path, newline="", encoding="utf-8") as stream:
@@ -310,7 +312,7 @@ def test_rows_fit_the_header_of_a_file_that_was_begun_with_other_columns(tmp_pat
     more = AcctFile(path=file.path, records=("d", "tq"), record_fields={"d": ("*", "dlvTlsCipher")})
     page = Page(2)
     log = Log((more,), page, page.row("one"))
-    delivery = [*row("d"), "TLSv1.3", "A_CIPHER"]
+    delivery = [*row("d"), "0", "TLSv1.3", "A_CIPHER", "", ""]
     rotation = Rotation((more,), DAY)
     log.write(delivery)
     log.flush()

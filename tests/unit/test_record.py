@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from spoolmta import accounting, bounce, record
+from spoolmta import bounce, record
+from spoolmta.columns import USUAL
 from spoolmta.model import Answer, Failure, FailureKind, Recipient, Reply, Stage
 from spoolmta.verdict import judge
 
@@ -30,7 +31,7 @@ RECIPIENT = Recipient("r@example.com", "example.com", orcpt="rfc822;r@example.co
 
 def row(answer: Answer) -> dict[str, str]:
     values = record.recipient_row(ATTEMPT, RECIPIENT, answer, judge(answer), bounce.Classifier())
-    return dict(zip(accounting.DELIVERY_COLUMNS, values, strict=False))
+    return dict(zip(USUAL["d"], values, strict=False))
 
 
 def test_a_delivery_is_a_d_row_in_the_columns_of_the_log() -> None:
@@ -102,8 +103,8 @@ def test_every_kind_of_row_has_its_columns() -> None:
     reply = Reply(421, ("busy",))
     queue = record.queue_row("t", reply, "mx", "127.0.0.11", "192.0.2.1", "vmta1", "example.com")
     receipt = record.receipt_row("t", "s@a.b", RECIPIENT, "pickup", "vmta1", "job", "env", "id")
-    assert dict(zip(accounting.QUEUE_COLUMNS, queue, strict=True))["dsnMta"] == "mx (192.0.2.1)"
-    assert dict(zip(accounting.RECEIPT_COLUMNS, receipt, strict=True))["msgId"] == "id"
+    assert dict(zip(USUAL["tq"], queue, strict=True))["dsnMta"] == "mx (192.0.2.1)"
+    assert dict(zip(USUAL["r"], receipt, strict=True))["msgId"] == "id"
 
 
 @pytest.mark.parametrize("kind", FailureKind)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from spoolmta import bounce, record
-from spoolmta.columns import USUAL
+from spoolmta.columns import MORE, USUAL
 from spoolmta.model import Answer, Failure, FailureKind, Recipient, Reply, Stage
 from spoolmta.verdict import judge
 
@@ -104,7 +104,7 @@ def test_every_kind_of_row_has_its_columns() -> None:
     queue = record.queue_row("t", reply, "mx", "127.0.0.11", "192.0.2.1", "vmta1", "example.com")
     receipt = record.receipt_row("t", "s@a.b", RECIPIENT, "pickup", "vmta1", "job", "env", "id")
     assert dict(zip(USUAL["tq"], queue, strict=True))["dsnMta"] == "mx (192.0.2.1)"
-    assert dict(zip(USUAL["r"], receipt, strict=True))["msgId"] == "id"
+    assert dict(zip([*USUAL["r"], *MORE["r"]], receipt, strict=True))["msgId"] == "id"
 
 
 @pytest.mark.parametrize("kind", FailureKind)

@@ -69,7 +69,8 @@ def log_find(
     """Rows of the log (the first in the configuration, or FILE), oldest first."""
     begin = moment_of(since) if since else 0.0
     sieve = Sieve(sought(texts, since=begin, until=moment_of(until) if until else float("inf")))
-    search = Search(path_of(context, file), sieve, moved_to)
+    path, done = places_of(context, file, moved_to)
+    search = Search(path, sieve, done)
     output = Output(form, most)
     output.begin()
     for columns, values in search.rows():
@@ -110,7 +111,8 @@ def log_follow(
     output = Output(form, most)
     kept = read_position(position_file)
     begin: Literal["start", "end"] = "start" if from_start else "end"
-    rows = follow(path_of(context, file), kept or begin, wait=False, on_missing=on_missing, moved_to=moved_to)
+    path, done = places_of(context, file, moved_to)
+    rows = follow(path, kept or begin, wait=False, on_missing=on_missing, moved_to=done)
     with output.until_signalled(), rows:
         if position_file and kept is None:
             keep_position(position_file, rows.position)
@@ -212,8 +214,12 @@ def is_closed(descriptor: int) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def path_of(context: click.Context, file: str) -> str:
-    return file or load(context).acct_files[0].path
+def places_of(context: click.Context, file: str, moved_to: str) -> tuple[str, str]:
+    """(the current file, the folder for those that were moved away): the first in the configuration, or as given."""
+    if file:
+        return file, moved_to
+    first = load(context).acct_files[0]
+    return first.path, moved_to or first.move_to
 
 
 def sought(texts: dict[str, str], since: float = 0.0, until: float = float("inf")) -> Sought:

@@ -419,6 +419,19 @@ def test_a_large_log_is_searched_in_constant_memory(path: Path) -> None:
     assert megabytes < 16
 
 
+def test_find_looks_where_the_configuration_moves_files_to(tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    for number, name in enumerate(("done/acct-2026-01-01-0000.csv", "acct.csv")):
+        row = f"d,2026-01-0{number + 1} 00:00:00+0000,u{number}@a.test"
+        (tmp_path / name).write_text(f"type,timeLogged,rcpt\r\n{row}\r\n")
+    (tmp_path / "spoolmta.toml").write_text(
+        'host-name = "a.test"\nspool = { directory = "spool" }\n[[acct-file]]\npath = "acct.csv"\nmove-to = "done"\n'
+    )
+    command = [sys.executable, "-m", "spoolmta", "--config", str(tmp_path / "spoolmta.toml"), "log", "find", "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [json.loads(line)["rcpt"] for line in result.stdout.splitlines()] == ["u0@a.test", "u1@a.test"]
+
+
 def test_errors_are_sentences_of_ours() -> None:
     assert issubclass(PositionLost, SpoolmtaError)
     assert Follower.__doc__

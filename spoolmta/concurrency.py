@@ -12,9 +12,7 @@ What is said of a recipient or a message is an answer like any other.
 How many of them are of use depends on how fast the site answers (`pace`). Opening a session takes a site as long as two
 messages do, so another one is opened only for mail that those at work would not have sent within WITHIN. A site that
 answers in 5 ms gets one session for each 6 messages that wait; one that takes longer than WITHIN, one for each message.
-A session that has been busy for longer than HANGS is not counted on: behind one that hangs nobody waits. Where many
-processes want our processor (`is_crowded`) a site whose pace is not known gets few sessions at first, since opening one
-costs us as much as three messages; and it is rather we who are slow.
+A session that has been busy for longer than HANGS is not counted on: behind one that hangs nobody waits.
 """
 
 from __future__ import annotations
@@ -30,15 +28,12 @@ ANSWERS = 50
 """Answers for which a window stays as it was cut: of so many attempts at most one is refused."""
 ENOUGH = 3
 """Sessions a site may have when our own processor is what holds us up: one sends while another waits."""
-CROWDED = 8
-"""Messages for each session of a site whose pace is not known, in a crowd."""
+
 
 WITHIN = 0.03
 """Seconds in which the mail that waits should be gone. With 0.1 there are so few sessions that each turn of the loop
 has little to do, and costs more a message; with 0.01 as many as without this."""
 HANGS = 0.1
-HANGS_IN_A_CROWD = 1.0
-"""The same when it is rather we who take our time."""
 
 
 def narrow(site: Site, number: int, newest: int, now: float, chance: Callable[[], float]) -> bool:
@@ -105,18 +100,11 @@ def note_pace(site: Site, seconds: float) -> None:
         site.pace = seconds if not site.pace or seconds < site.pace else site.pace + (seconds - site.pace) / 16
 
 
-def carries(site: Site, is_crowded: bool) -> float:
-    """How many messages a session carries within WITHIN; one where that takes longer, or is not known."""
-    if site.pace:
-        return max(1.0, WITHIN / site.pace)
-    return float(CROWDED) if is_crowded else 1.0
+def carries(site: Site) -> float:
+    """How many messages a session carries within WITHIN; one where that is not known, or takes longer."""
+    return max(1.0, WITHIN / site.pace) if site.pace else 1.0
 
 
-def hangs(is_crowded: bool) -> float:
-    """Seconds after which a session that is busy is not counted on."""
-    return HANGS_IN_A_CROWD if is_crowded else HANGS
-
-
-def useful(waiting: int, carries: float, sessions: Iterable[Session], now: float, hangs: float) -> int:
+def useful(waiting: int, carries: float, sessions: Iterable[Session], now: float) -> int:
     """How many sessions more are of use for so many messages, beside those that carry mail or are opening."""
-    return math.ceil(waiting / carries) - sum(session.opening or now - session.taken < hangs for session in sessions)
+    return math.ceil(waiting / carries) - sum(session.opening or now - session.taken < HANGS for session in sessions)

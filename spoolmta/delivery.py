@@ -311,7 +311,7 @@ class Delivery:
     def _turn(self) -> None:
         self._turn_requested = False
         self._processor.look()
-        self._scheduler.set_load(self._processor.is_saturated, self._processor.is_crowded)
+        self._scheduler.set_saturated(self._processor.is_saturated)
         if not self._write() and not self._is_leaving:
             return  # nothing more is sent while what was sent cannot be written down
         if not self._is_leaving and self._inflow.survey.work():

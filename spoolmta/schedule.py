@@ -93,10 +93,9 @@ class Scheduler:
     def draining(self) -> bool:
         return self._sessions.draining
 
-    def set_load(self, is_saturated: bool, is_crowded: bool) -> None:
-        """Whether our own processor, and not the receivers, holds us up, and whether many others want it: more sessions
-        would only cost more then."""
-        self._sessions.is_saturated, self._sessions.is_crowded = is_saturated, is_crowded
+    def set_saturated(self, is_saturated: bool) -> None:
+        """Whether our own processor, and not the receivers, holds us up: more sessions would only cost more then."""
+        self._sessions.is_saturated = is_saturated
 
     def site_of(self, domain: str) -> str:
         """The site a domain's mail goes to; as long as that is not known, the domain by itself."""
@@ -208,7 +207,7 @@ class Scheduler:
         self._release(session, now, delivered)
         if answered:
             session.answered += 1
-            if not (self._sessions.is_saturated or self._sessions.is_crowded):  # else it is our own pace
+            if not self._sessions.is_saturated:  # else it is our own pace
                 concurrency.note_pace(site, now - session.taken)
             self._on_answer(site, now, delivered)
         if not reusable:

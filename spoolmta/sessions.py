@@ -15,9 +15,8 @@ from spoolmta.sources import Sources
 
 class Sessions:
     """`all` are the open and the opening ones, by number. `starved` are the sites that wait for a free one of the
-    VMTA, or of those with whom it shares them (`partners`). `is_saturated`: our own processor is what holds us up;
-    `is_crowded`: many others want it. `draining`: none is opened any more. Nobody asks the partners again before
-    `refused_until`."""
+    VMTA, or of those with whom it shares them (`partners`). `is_saturated`: our own processor is what holds us up.
+    `draining`: none is opened any more. Nobody asks the partners again before `refused_until`."""
 
     def __init__(self, vmta: VmtaLimits, agenda: Agenda[Queue | Site], sources: Sources, partners: Partners) -> None:
         self.vmta = vmta
@@ -27,7 +26,7 @@ class Sessions:
         self.all: dict[int, Session] = {}
         self.starved: dict[Site, None] = {}
         self.draining = False
-        self.is_saturated = self.is_crowded = False
+        self.is_saturated = False
         self.newest = 0
         self._agenda = agenda
         self._sources = sources
@@ -57,14 +56,13 @@ class Sessions:
 
     def _useful(self, group: Group, room: int, now: float) -> int:
         """How many sessions more, up to `room`, would speed up the group's mail."""
-        carries = concurrency.carries(group.site, self.is_crowded)
+        carries = concurrency.carries(group.site)
         if carries <= 1:
             return group.demand(room + group.opening) - group.opening
         waiting = group.demand(math.ceil((len(group.sessions) + room) * carries))
-        hangs = concurrency.hangs(self.is_crowded)
-        wanted = concurrency.useful(waiting, carries, map(self.all.__getitem__, group.sessions), now, hangs)
+        wanted = concurrency.useful(waiting, carries, map(self.all.__getitem__, group.sessions), now)
         if wanted < room:
-            self._agenda.arm(now + hangs, group.site)
+            self._agenda.arm(now + concurrency.HANGS, group.site)
         return wanted
 
     def _begin(self, site: Site, group: Group, now: float, actions: list[Action]) -> bool:

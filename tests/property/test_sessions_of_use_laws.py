@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolmta.action import Assign, Close, Locate, Open
-from spoolmta.concurrency import CROWDED, HANGS, WITHIN, carries, note_pace
+from spoolmta.concurrency import HANGS, WITHIN, carries, note_pace
 from spoolmta.condition import Condition
 from spoolmta.limits import Limits
 from spoolmta.model import DomainPolicy
@@ -96,16 +96,6 @@ def test_a_site_that_answers_fast_gets_few_sessions(seconds: float, count: int) 
     assert receiver.most <= 3 + math.ceil(count * seconds / WITHIN)
 
 
-@given(st.floats(0.001, 0.5), st.integers(1, 200))
-def test_in_a_crowd_a_site_gets_a_session_for_each_few_messages_and_all_are_sent(seconds: float, count: int) -> None:
-    receiver = Receiver(seconds)
-    receiver.scheduler.set_load(is_saturated=False, is_crowded=True)
-    receiver.add(count)
-    receiver.run(START + 3600)
-    assert receiver.sent == count
-    assert receiver.most <= min(LIMIT, math.ceil(count / CROWDED))
-
-
 @given(st.floats(0.001, 0.05))
 def test_behind_a_session_that_hangs_nobody_waits(seconds: float) -> None:
     receiver = Receiver(seconds)
@@ -124,5 +114,4 @@ def test_a_pace_lies_between_the_fastest_and_the_slowest(times: list[float]) -> 
         note_pace(site, time)
     known = [time for time in times if time > 0] or [0.0]
     assert min(known) * 0.999 <= site.pace <= max(known) * 1.001
-    assert carries(site, False) >= 1
-    assert carries(site, True) >= 1
+    assert carries(site) >= 1

@@ -14,16 +14,15 @@ import time
 PERIOD = 0.1
 SHARE = 0.8
 """Of the time; below it there are moments in which nothing is to be done."""
-CROWD = 8
-"""So many times as long as it ran it waited, where so many others want the processor; by `crowd` another number."""
+CROWD = 5
+"""So many times as long as it ran it waited, where so many others want the processor. Among the processes of 8 VMTAs
+pickup process waits twice as long as it runs, among those of 300 ten times."""
 CROWDED_SHARE = 0.05
 """Of the time, at least, waited for: a few milliseconds behind somebody else are no crowd."""
 
 AHEAD = 15
 """Steps of niceness: 30 times the share of another process."""
 WHILE = 10.0
-CROWD_OF_INTAKE = 5
-"""Among the processes of 8 VMTAs the pickup process waits twice as long as it runs, among those of 300 ten times."""
 LONG_PERIOD = 0.5
 """Seconds of crowd before precedence is taken: in a shorter time there is one now and then among eight VMTAs too."""
 
@@ -31,8 +30,8 @@ LONG_PERIOD = 0.5
 class Processor:
     """Looks at most every `period` seconds. Of the thread that makes it, which has to be the process's first."""
 
-    def __init__(self, period: float = PERIOD, crowd: int = CROWD) -> None:
-        self._period, self._crowd = period, crowd
+    def __init__(self, period: float = PERIOD) -> None:
+        self._period = period
         self.is_saturated = self.is_crowded = False
         try:
             self._descriptor = os.open("/proc/self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
@@ -51,7 +50,7 @@ class Processor:
             ran, waited = self._read()
             work, wait = ran - self._ran, waited - self._waited
             self.is_saturated = work + wait > SHARE * passed
-            self.is_crowded = wait > CROWDED_SHARE * passed and wait > self._crowd * work
+            self.is_crowded = wait > CROWDED_SHARE * passed and wait > CROWD * work
             self._looked_at, self._ran, self._waited = now, ran, waited
 
     def _read(self) -> tuple[float, float]:
@@ -77,7 +76,7 @@ class Precedence:
 
     def __init__(self, seconds: float = WHILE) -> None:
         self._seconds = seconds
-        self._processor = Processor(LONG_PERIOD, CROWD_OF_INTAKE)
+        self._processor = Processor(LONG_PERIOD)
         self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
         self._until = 0.0
 

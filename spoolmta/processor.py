@@ -16,7 +16,7 @@ SHARE = 0.8
 """Of the time; below it there are moments in which nothing is to be done."""
 CROWD = 5
 """So many times as long as it ran it waited, where so many others want the processor. Among the processes of 8 VMTAs
-pickup process waits twice as long as it runs, among those of 300 ten times."""
+the pickup process waits twice as long as it runs, among those of 300 ten times."""
 CROWDED_SHARE = 0.05
 """Of the time, at least, waited for: a few milliseconds behind somebody else are no crowd."""
 

@@ -51,6 +51,12 @@ class Csv(Form):
         """What csv.writer calls."""
         self._lines.append(line)
 
+    def header(self, columns: Columns) -> str:
+        """The header alone, for what may have no rows."""
+        self._names = columns.names
+        self._write(self._harmless(self._names))
+        return self._taken()
+
     def row(self, columns: Columns, values: list[str]) -> str:
         if columns.names != self._names:
             if not set(columns.names) <= set(self._names):
@@ -59,6 +65,9 @@ class Csv(Form):
             there = columns.place
             values = [values[there[name]] if name in there else "" for name in self._names]
         self._write(self._harmless(values))
+        return self._taken()
+
+    def _taken(self) -> str:
         text = "".join(self._lines)
         self._lines.clear()
         return text
@@ -100,7 +109,12 @@ class Xml(Form):
         return "</log>\n"
 
     def _text(self, text: str) -> str:
-        return html.escape(_NOT_IN_XML.sub("\ufffd", self._clean(text))).replace("\r", "&#13;")
+        return xml_text(self._clean(text))
+
+
+def xml_text(text: str) -> str:
+    """A text as content or attribute of XML."""
+    return html.escape(_NOT_IN_XML.sub("\ufffd", text)).replace("\r", "&#13;")
 
 
 FORMS: dict[str, type[Form]] = {"csv": Csv, "json": Json, "xml": Xml}

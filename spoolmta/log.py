@@ -38,7 +38,7 @@ class PositionLost(UnavailableError):
     """What a position speaks of is not there any more, so rows may be missing."""
 
 
-class _Reading:
+class Reading:
     """How far one file has been read. `offset` is always behind a whole row."""
 
     def __init__(self, source: LogFile, offset: int = 0, header: int = 0) -> None:
@@ -55,7 +55,7 @@ class _Reading:
             self._begin = 0
 
     def __repr__(self) -> str:
-        return f"_Reading({self.source.path}, {self.offset})"
+        return f"Reading({self.source.path}, {self.offset})"
 
     def position(self, after: str) -> Position:
         """Where this is; the beginning of the file as long as no row of it has been read."""
@@ -149,7 +149,7 @@ class Follower:
         self._may_miss, self._is_exact = may_miss, not may_miss
         self._after = ""
         self._next = 0
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
         self._rows: Iterator[tuple[Columns, list[str]]] | None = None
         self._loop = 0
         self._closed_at: Position | None = None
@@ -215,7 +215,7 @@ class Follower:
     def _has_to_end(self) -> bool:
         return self._closed_at is not None or (self._stop is not None and self._stop())
 
-    def _open_next(self) -> _Reading | None:
+    def _open_next(self) -> Reading | None:
         """Open the file that comes next. Raises PositionLost if that is another one than it has to be."""
         source = self._files.following(self._after)
         if source is None:
@@ -225,10 +225,10 @@ class Follower:
             source.close()
             raise self._lost()
         self._next, self._is_exact = 0, not self._may_miss
-        self._reading = _Reading(source)
+        self._reading = Reading(source)
         return self._reading
 
-    def _leave(self, reading: _Reading) -> None:
+    def _leave(self, reading: Reading) -> None:
         name = self._files.name_of(reading.source, self._where())
         self._after = name or self._after
         self._is_exact = bool(name) and not self._may_miss  # taken away at once: nobody knows which comes next
@@ -256,7 +256,7 @@ class Follower:
             return
         source = self._files.at(position)
         if source is not None:
-            self._reading = _Reading(source, position.offset, position.header)
+            self._reading = Reading(source, position.offset, position.header)
         elif self._is_exact:
             raise self._lost()
 
@@ -270,7 +270,7 @@ class Follower:
         self._after = rotated[-1][0] if rotated else ""
         source = self._files.current()
         if source is not None:
-            self._reading = _Reading(source)
+            self._reading = Reading(source)
             next(self._reading.rows(None, False), None)  # for the header
             self._reading.offset = max(self._reading.offset, source.last_line_end())
 
@@ -333,10 +333,10 @@ class Search:
         for source in self._files.present(self._sieve.since):
             is_there = True
             try:
-                first = next(_Reading(source).rows(None, False), None)
+                first = next(Reading(source).rows(None, False), None)
                 if first is None or self._sieve.is_behind(*first):
                     continue
-                reading = _Reading(source)
+                reading = Reading(source)
                 yield from reading.rows(self._sieve, bool(source.name))
                 self.skipped += reading.forget_skipped()
             finally:

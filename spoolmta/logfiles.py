@@ -85,6 +85,14 @@ class LogFile:
         except OSError as error:
             raise UnavailableError(f"cannot read {self.path}: {error.strerror or error}") from error
 
+    def fileno(self) -> int:
+        """The descriptor of the file as it lies on the disk."""
+        return self._descriptor
+
+    @property
+    def is_packed(self) -> bool:
+        return self._stream is not None
+
     def digest(self, length: int) -> str:
         if len(self._head) < length and self._stream is None:
             self._head = self.read(0, HEAD)
@@ -181,7 +189,7 @@ class LogFiles:
 
     def present(self, since: float) -> Iterator[LogFile]:
         """All files there are now, open, one after another, but for those that were last written before `since`. What
-        is rotated meanwhile is among them once: the current one is opened first."""
+        is rotated meanwhile is among them once: the current one is opened first. Who takes one closes it."""
         current = self.current()
         rotating = self._opened(self.path + ".rotating")
         last = [source for source in (rotating, current) if source]
@@ -197,7 +205,8 @@ class LogFiles:
             if rotating and current and rotating.is_same(current.status):
                 last.remove(rotating)
                 rotating.close()
-            yield from last
+            while last:
+                yield last.pop(0)
         finally:
             for source in last:
                 source.close()

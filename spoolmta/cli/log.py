@@ -31,20 +31,39 @@ def log() -> None:
 
 
 def choosing(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that choose rows and say how they are written."""
-    texts = ("rcpt", "recipient"), ("orig", "sender"), ("job", "job"), ("vmta", "VMTA")
+    """The options that choose rows, and the log."""
+    texts = ("rcpt", "recipient"), ("orig", "sender"), ("job", "job"), ("vmta", "VMTA"), ("domain", "recipient domain")
     options = [click.option(f"--{name}", default="", help=f"Only this {what}; * is any text.") for name, what in texts]
     options += [
-        click.option("--domain", default="", help="Only this recipient domain; * is any text."),
         click.option("--category", default="", help="Only this bounce category; * is any text."),
         click.option("--type", "types", default="", help="Only these record types, like d or b,t."),
+        click.option("--moved-to", default="", metavar="FOLDER", help="Where else rotated files lie."),
+        click.argument("file", default="", metavar="[FILE]"),
+    ]
+    return with_options(command, options)
+
+
+def forms(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how rows are written, and how many."""
+    options = [
         click.option("--csv", "form", flag_value="csv", default=True, help="CSV, safe for spreadsheets (the default)."),
         click.option("--json", "form", flag_value="json", help="A JSON object a line, every value as it is."),
         click.option("--xml", "form", flag_value="xml", help="XML."),
         click.option("--max", "most", type=click.IntRange(1), metavar="N", help="At most so many rows."),
-        click.option("--moved-to", default="", metavar="FOLDER", help="Where else rotated files lie."),
-        click.argument("file", default="", metavar="[FILE]"),
     ]
+    return with_options(command, options)
+
+
+def times(command: Callable[..., None]) -> Callable[..., None]:
+    since = 'Not before: "2026-11-26 14:00", or how long ago, like 2h.'
+    options = [
+        click.option("--since", default="", metavar="TIME", help=since),
+        click.option("--until", default="", metavar="TIME", help="Not after."),
+    ]
+    return with_options(command, options)
+
+
+def with_options(command: Callable[..., None], options: list[Callable[..., Any]]) -> Callable[..., None]:
     for option in reversed(options):
         command = option(command)
     return command
@@ -52,8 +71,8 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
 
 @log.command("find")
 @choosing
-@click.option("--since", default="", metavar="TIME", help='Not before: "2026-11-26 14:00", or how long ago, like 2h.')
-@click.option("--until", default="", metavar="TIME", help="Not after.")
+@forms
+@times
 @click.pass_context
 def log_find(
     context: click.Context,
@@ -67,8 +86,7 @@ def log_find(
     **texts: str,
 ) -> None:
     """Rows of the log (the first in the configuration, or FILE), oldest first."""
-    begin = moment_of(since) if since else 0.0
-    sieve = Sieve(sought(texts, since=begin, until=moment_of(until) if until else float("inf")))
+    sieve = Sieve(sought_between(texts, since, until))
     path, done = places_of(context, file, moved_to)
     search = Search(path, sieve, done)
     output = Output(form, most)
@@ -83,6 +101,7 @@ def log_find(
 
 @log.command("follow")
 @choosing
+@forms
 @click.option("--position", "position_file", default="", metavar="FILE", help="Go on where this file says; keep it.")
 @click.option(
     "--on-missing",
@@ -228,6 +247,12 @@ def sought(texts: dict[str, str], since: float = 0.0, until: float = float("inf"
     if unknown := set(types) - TYPES:
         raise UsageError(f"there are no rows of type {plain(sorted(unknown))}: the types are {plain(sorted(TYPES))}")
     return msgspec.convert({"types": types, "since": since, "until": until, **texts}, Sought)
+
+
+def sought_between(texts: dict[str, str], since: str, until: str) -> Sought:
+    """The same with times as they are written on a command line."""
+    begin = moment_of(since) if since else 0.0
+    return sought(texts, since=begin, until=moment_of(until) if until else float("inf"))
 
 
 def moment_of(text: str) -> float:

@@ -18,8 +18,8 @@ PURE = """errors model address pattern wording columns privacy config derived he
 INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.layout common commons markers spool.intake
     spool.partition spool.outbox spool.audit accounting rotation logfiles log resolver tls_channel tls sts_fetch
     sts_cache protection transport opener control mailhosts dealer""".split()
-PROCESSES = """process state arrivals survey lane reporter reminder mailer ledger clearance switchboard standin passage
-    standing rerouting inflow carrier pickup delivery supervisor""".split()
+PROCESSES = """process children overview state arrivals survey lane reporter reminder mailer ledger clearance
+    switchboard standin passage standing rerouting inflow carrier pickup delivery supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
 FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.log cli.explain
     cli.classify cli __main__""".split()

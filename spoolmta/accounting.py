@@ -283,6 +283,16 @@ def columns_in(file: AcctFile) -> list[str]:
     return first.rstrip("\r\n").split(",") if first.startswith("type,") else header(file)
 
 
+def count_rows(path: str, offset: int = 0) -> int:
+    """The rows of a file from here on, without its header. A row is a line: there are no line breaks in values."""
+    count = 0 if offset else -1
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        while block := stream.read(RESERVE):
+            count += block.count(b"\n")
+    return max(0, count)
+
+
 def _mode(file: AcctFile) -> int:
     return WORLD_READABLE if file.world_readable else OURS
 

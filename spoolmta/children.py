@@ -12,7 +12,8 @@ from spoolmta.shared import Cell, Page, Row
 
 
 class Child:
-    """A running process: its role (`pickup` or a VMTA's key `deliver/<vmta>`), and what it had done when it began."""
+    """A running process: its role (`pickup`, a VMTA's `deliver/<vmta>`, a pipe's `pipe/<name>`), and what it had done
+    when it began."""
 
     __slots__ = ("messages", "pid", "role", "row", "started")
 
@@ -68,7 +69,9 @@ class Children:
                 child.row.clear_gauges()
                 yield child, os.waitstatus_to_exitcode(status)
 
-    def signal(self, number: int) -> None:
-        for pid in self._living:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def signal(self, number: int, but: str = "") -> None:
+        """To all, but for those whose roles begin so."""
+        for child in self.living():
+            if not (but and child.role.startswith(but)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spoolmta import disk
+from spoolmta.model import AcctFile
 from spoolmta.shared import Cell, Row
 from spoolmta.spool.layout import Layout
 
@@ -25,6 +26,19 @@ def of_pickup(row: Row) -> dict[str, Any]:
         "refused": row[Cell.REFUSED],
         "left_alone": row[Cell.LEFT_ALONE],
         "disk_full": bool(row[Cell.TROUBLE]),
+        "restarts": row[Cell.RESTARTS],
+    }
+
+
+def of_pipe(file: AcctFile, row: Row) -> dict[str, Any]:
+    """`unread` are bytes that are there for the program and that it has not read."""
+    return {
+        "name": file.pipe,
+        "command": list(file.command),
+        "pid": row[Cell.PID],
+        "state": "running" if row[Cell.READY] else "broken" if row[Cell.TROUBLE] else "starting",
+        "rows": row[Cell.MESSAGES],
+        "unread": row[Cell.QUEUED],
         "restarts": row[Cell.RESTARTS],
     }
 

@@ -27,6 +27,7 @@ from spoolmta import (
     delivery,
     descriptors,
     disk,
+    feeder,
     lifecycle,
     markers,
     overview,
@@ -39,15 +40,18 @@ from spoolmta import (
 from spoolmta.children import Child, Children
 from spoolmta.errors import ConfigError, UnavailableError
 from spoolmta.lifecycle import Health
-from spoolmta.model import Config
+from spoolmta.model import AcctFile, Config
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import layout as spool_layout
 
 log = logging.getLogger("spoolmta")
 
 PICKUP = "pickup"
+PIPE = "pipe/"
 TICK = 10.0
 STOP_WITHIN = 40.0
+FEED_WITHIN = 25.0
+"""Seconds, when all who write rows have ended, for the programs that read them."""
 
 
 class Supervisor:
@@ -68,7 +72,7 @@ class Supervisor:
         self._waiting: dict[int, Callable[[int], None]] = {}
         self._stopping = 0.0
         self._started = clock.now()
-        self._is_open = self._rotation_pending = False
+        self._is_open = self._rotation_pending = self._is_feeding_out = False
         self._orphaned: list[str] = []
         self._rotation = rotation.Rotation(configuration.acct_files, time.time())
 
@@ -162,9 +166,7 @@ class Supervisor:
     def _tick(self) -> None:
         now = clock.now()
         if self._stopping:
-            if now > self._stopping:
-                self._children.signal(signal.SIGKILL)
-                self._stopping = now + 5.0
+            self._drain(now)
             return
         if not self._is_open:
             self._open_when_ready()
@@ -172,6 +174,7 @@ class Supervisor:
             if 0 < health.restart_at <= now and role not in self._children.roles:
                 self._health[role] = Health(health.deaths)
                 self._start(role)
+        self._start_feeders()
         for vmta in lifecycle.to_wake(self._wake_times, now) if self._is_open else ():
             self._wake(vmta)
         self._remind()
@@ -180,9 +183,10 @@ class Supervisor:
     def _remind(self) -> None:
         """Tell those again who did not hear of a new configuration or log, because they were not listening yet."""
         for child in self._children.living():
+            is_writer = not child.role.startswith(PIPE)
             if child.row[Cell.CONFIG_GENERATION] < self._page.config_generation:
                 os.kill(child.pid, signal.SIGHUP)
-            if self._rotation_pending and child.row[Cell.LOG_GENERATION] < self._page.log_generation:
+            if self._rotation_pending and is_writer and child.row[Cell.LOG_GENERATION] < self._page.log_generation:
                 os.kill(child.pid, signal.SIGUSR1)
 
     def _rotate(self, asked: list[Any] | None = None) -> None:
@@ -191,7 +195,8 @@ class Supervisor:
         if files:
             self._rotation.begin(files, self._page, today)
             self._children.signal(signal.SIGUSR1)
-        heard = [child.row[Cell.LOG_GENERATION] for child in self._children.living()]
+        writers = [child for child in self._children.living() if not child.role.startswith(PIPE)]
+        heard = [child.row[Cell.LOG_GENERATION] for child in writers]
         self._rotation_pending = not self._rotation.finish(heard, self._page)
         self._rotation.delete_old(today)
 
@@ -209,14 +214,25 @@ class Supervisor:
             self._stopping = clock.now() + STOP_WITHIN
             if self._is_open:
                 self._epoll.unregister(self._sleepers.fileno())  # who is woken by mail now would have to leave at once
+            self._children.signal(signal.SIGTERM, but=PIPE)
+
+    def _drain(self, now: float) -> None:
+        """Who gives rows to programs is told to leave when all who write rows have left; who does not is killed."""
+        has_writers = any(not role.startswith(PIPE) for role in self._children.roles)
+        if not has_writers and not self._is_feeding_out:
+            self._is_feeding_out = True
+            self._stopping = now + FEED_WITHIN
             self._children.signal(signal.SIGTERM)
+        elif now > self._stopping:
+            self._children.signal(signal.SIGKILL, but=PIPE if has_writers else "")
+            self._stopping = now + 5.0
 
     # Processes
 
     def _start(self, role: str) -> None:
         if role == PICKUP:
             self._fork_pickup()
-        else:
+        elif not role.startswith(PIPE):
             self._wake(role.partition("/")[2])
 
     def _fork_pickup(self) -> None:
@@ -224,6 +240,17 @@ class Supervisor:
             pickup.run(self._config, self._layout, self._page, row, self._load_config, is_orphan)
 
         self._children.fork(PICKUP, "pickup", work)
+
+    def _start_feeders(self) -> None:
+        """A process for each pipe, unless it is to wait because it died."""
+        for name, file in self._config.pipes.items():
+            role = PIPE + name
+            if role not in self._children.roles and not self._health.get(role, Health()).restart_at:
+
+                def work(row: Row, is_orphan: Callable[[], bool], file: AcctFile = file) -> None:
+                    feeder.run(file, self._page, row, self._load_config, is_orphan)
+
+                self._children.fork(role, f"pipe {name}", work)
 
     def _wake(self, vmta: str) -> None:
         """Fork the process of a VMTA; it takes over the FIFO until it ends."""
@@ -266,6 +293,8 @@ class Supervisor:
                 how,
                 max(0.0, health.restart_at - now),
             )
+        if child.role.startswith(PIPE):
+            return
         vmta = child.role.partition("/")[2]
         if child.role != PICKUP:
             self._put_to_sleep(vmta, clean)
@@ -277,7 +306,9 @@ class Supervisor:
     def _make_up_for_lost_hints(self) -> None:
         """A process may have died between putting mail into another's queue and telling of it: let all look."""
         self._find_mail()
-        for role in self._children.roles.keys() - {PICKUP}:
+        for role in self._children.roles:
+            if not role.startswith("deliver/"):
+                continue
             with contextlib.suppress(BlockingIOError):  # so full of hints that the next slow scan has to do
                 os.write(self._fifos[role.partition("/")[2]], f"{control.SCAN}\n".encode())
 
@@ -330,11 +361,13 @@ class Supervisor:
         except ConfigError as error:
             return error.problems
         problems = lifecycle.needs_restart(self._config, new)
-        if not self._page.has_room(f"deliver/{name}" for name in new.vmtas):
+        if not self._page.has_room([*(f"deliver/{name}" for name in new.vmtas), *(PIPE + name for name in new.pipes)]):
             problems.append("too many new VMTAs for the running system: this needs a restart")
         if problems:
             return problems
         change = lifecycle.difference(self._config, new)
+        for name in self._config.pipes.keys() - new.pipes.keys():
+            self._health.pop(PIPE + name, None)
         self._config = new
         delivery.prepare(new)
         if new.acct_files != tuple(self._rotation.files):
@@ -403,8 +436,12 @@ class Supervisor:
             "unconfigured_queues": self._orphaned,
             **overview.of_spool(self._layout),
             "pickup": overview.of_pickup(self._page.row(PICKUP)),
+            "pipes": [self._pipe_status(name) for name in self._config.pipes],
             "vmtas": [self._vmta_status(name) for name in sorted(self._config.vmtas)],
         }
+
+    def _pipe_status(self, name: str) -> dict[str, Any]:
+        return overview.of_pipe(self._config.pipes[name], self._page.row(PIPE + name))
 
     def _vmta_status(self, name: str) -> dict[str, Any]:
         role = f"deliver/{name}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from spoolmta import disk
-from spoolmta.model import AcctFile
+from spoolmta.model import AcctFile, Config
 from spoolmta.shared import Cell, Row
 from spoolmta.spool.layout import Layout
 
@@ -41,6 +42,17 @@ def of_pipe(file: AcctFile, row: Row) -> dict[str, Any]:
         "unread": row[Cell.QUEUED],
         "restarts": row[Cell.RESTARTS],
     }
+
+
+def unwanted_pipes(layout: Layout, config: Config) -> list[str]:
+    """Folders with rows for programs that are not configured any more, as sentences."""
+    folders = sorted(os.listdir(layout.path("pipes")))
+    return [
+        f"pipes/{name} holds rows for a program that is not configured any more: read them with "
+        f"`spoolmta log find {layout.path('pipes', name)}/acct.csv`, or remove the folder"
+        for name in folders
+        if name not in config.pipes
+    ]
 
 
 def of_vmta(name: str, row: Row, state: str, generation: int) -> dict[str, Any]:

@@ -134,11 +134,12 @@ class Program:
 
     def end(self, patience: float) -> int:
         """Close its input, and wait for its end: `patience` seconds, then with SIGTERM, then with SIGKILL to its whole
-        group. Returns how many bytes it has never read."""
+        group. Without patience SIGTERM goes to what is left of the group also where the program has ended itself.
+        Returns how many bytes were never read."""
         left = os.open(f"/proc/self/fd/{self._input}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.close(self._input)
         for seconds, number in ((patience, signal.SIGTERM), (GRACE, signal.SIGKILL)):
-            if self._ends_within(seconds):
+            if seconds and self._ends_within(seconds):
                 break
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)

@@ -114,6 +114,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._fork_pickup()
+        self._warn_of_pipes()
         log.info("spoolmta %s started: %d VMTAs, spool %s", __version__, len(self._config.vmtas), self._layout.root)
         while not (self._stopping and not self._children):
             for descriptor, _ in self._epoll.poll(self._pause()):
@@ -385,8 +386,13 @@ class Supervisor:
         self._find_mail()
         for warning in policy.warnings(new):
             log.warning("%s", warning)
+        self._warn_of_pipes()
         log.info("configuration loaded anew: %d VMTAs added, %d removed", len(change.added), len(change.removed))
         return []
+
+    def _warn_of_pipes(self) -> None:
+        for warning in overview.unwanted_pipes(self._layout, self._config):
+            log.warning("%s", warning)
 
     def _save_config(self) -> None:
         """Our own value for our own children, in a folder of our own: they never read the operator's files, which may

@@ -148,6 +148,20 @@ def test_rows_that_wait_for_longer_than_delete_after_are_dropped_and_that_is_tol
     mta.wait_for(lambda: rotated(mta, "late") == [])
 
 
+def test_a_pipe_that_is_taken_out_leaves_its_rows_and_says_where(mta: Mta) -> None:
+    text = mta.config_file.read_text()
+    name, pid = pipe(mta, "deaf")["name"], pipe(mta, "deaf")["pid"]
+    without = re.sub(r'\[\[acct-file\]\]\npath = "\|[^"]*/deaf"\nwrite-timeout = "1s"\n', "", text)
+    mta.config_file.write_text(without)
+    assert mta.command("reload").returncode == 0
+    mta.wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    mta.wait_for_log(
+        rf"pipes/{name} holds rows for a program that is not configured any more: read them with `spoolmta"
+    )
+    found = mta.command("log", "find", str(mta.spool / "pipes" / name / "acct.csv"), "--json").stdout
+    assert found.count('"type"') == mta.count("d")
+
+
 def test_other_columns_begin_a_new_run_of_the_program(mta: Mta) -> None:
     more = mta.config_file.read_text().replace('"rcpt", "userString"]', '"rcpt", "vmta"]')
     mta.config_file.write_text(more.replace('retry-interval = "1s"', ""))
@@ -166,6 +180,14 @@ def test_a_kill_repeats_what_was_in_flight_at_most_and_loses_nothing(mta: Mta) -
     mta.wait_for(lambda: rcpts(mta, "steady rows")[-1:] == sent)
     assert rcpts(mta, "steady rows") == [row["rcpt"] for row in mta.rows("d")]
     assert lines(mta, "steady rows").count(HEADER) == 2
+
+
+def test_where_all_accounting_goes_to_programs_reading_the_log_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    text = 'host-name = "a.test"\n[spool]\ndirectory = "spool"\n[[acct-file]]\npath = "|cat"\n'
+    with Mta(tmp_path, text, start=False) as mta:
+        found = mta.command("log", "find")
+    assert (found.returncode, found.stdout) == (64, "")
+    assert "all accounting goes to programs, there is no file to read: add an [[acct-file]] with a path" in found.stderr
 
 
 def wait_for_position(mta: Mta) -> None:

@@ -44,7 +44,7 @@ log = logging.getLogger("spoolmta")
 
 KEEP = 1.0
 """Seconds between two times that the position is kept, and that the figures are told."""
-SHORTEST, LONGEST = 0.02, 1.0
+SHORTEST, LONGEST = 0.02, 0.5
 """Seconds between two looks at the file, the longer the longer nothing has come."""
 CLEANING = 600.0
 LAST, PATIENCE = 10.0, 5.0
@@ -62,7 +62,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Source:
-    """The rows behind a position. What is gone, or was cut short by a power cut, is told of and left out."""
+    """The rows behind a position. A file that is gone, or was cut short by a power cut, is told of."""
 
     def __init__(self, path: str, position: Position) -> None:
         self._path = path
@@ -73,11 +73,11 @@ class Source:
     def _follow(self, position: Position) -> acct_log.Follower:
         try:
             return acct_log.follow(self._path, position or "start", wait=False)
-        except acct_log.PositionLost as error:
-            return self._go_on(position, error)
+        except acct_log.PositionLost:
+            return self._go_on(position)
 
-    def _go_on(self, position: Position, error: Exception) -> acct_log.Follower:
-        log.error("rows may be missing: %s; going on with the next file that is there", error)
+    def _go_on(self, position: Position) -> acct_log.Follower:
+        log.error("a file of %s that was being read is gone or shorter: rows may be missing, or come again", self._path)
         behind = {"after": position.get("after", "")}
         return acct_log.follow(self._path, behind, wait=False, on_missing="continue")
 
@@ -86,10 +86,10 @@ class Source:
         if self._next is None:
             try:
                 self._next = self._read()
-            except acct_log.PositionLost as error:
+            except acct_log.PositionLost:
                 position = self._follower.position
                 self.close()
-                self._follower = self._go_on(position, error)
+                self._follower = self._go_on(position)
         return self._next
 
     def _read(self) -> Line | None:
@@ -115,6 +115,8 @@ class Source:
     def close(self) -> None:
         self._lines = None
         self._follower.close()
+        if self._follower.skipped:
+            log.warning("%d lines of %s were no rows and were left out", self._follower.skipped, self._path)
 
 
 class Feeder:
@@ -333,9 +335,10 @@ class Feeder:
             self._delete_passed()
 
     def _delete_passed(self) -> None:
-        unread = self._unread_files()
+        """Delete what lies before the position that is kept: names go on from it."""
+        later = self._files.rotated(self._kept.get("after", ""))
         for entry in self._files.rotated():
-            if entry not in unread:
+            if entry not in later:
                 disk.remove(entry[1])
 
     def _unread_files(self) -> list[tuple[str, str]]:

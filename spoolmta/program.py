@@ -43,14 +43,20 @@ class Voice:
             text = "".join(ch if ch.isprintable() else " " for ch in text).strip()
             if text and self._may_speak(int(now)):
                 self._say(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
+        if not data:
+            self._begin(0)
 
     def _may_speak(self, second: int) -> bool:
         if second != self._second:
-            if self._count > MOST:
-                self._say(f"({self._count - MOST} more lines are left out)")
-            self._second, self._count = second, 0
+            self._begin(second)
         self._count += 1
         return self._count <= MOST
+
+    def _begin(self, second: int) -> None:
+        """Another second, for as many lines again."""
+        if self._count > MOST:
+            self._say(f"({self._count - MOST} more lines are left out)")
+        self._second, self._count = second, 0
 
 
 class Program:

@@ -107,7 +107,7 @@ def test_the_file_cut_short_by_a_power_cut_is_read_again_and_that_is_told(
         file.truncate(path.read_bytes().rstrip(b"\r\n").rfind(b"\n") + 1)
     pipe.feeder = Feeder(pipe.file, pipe.page, pipe.page.row("pipe/one"))
     pipe.run_until(lambda: pipe.read == 3)
-    assert "rows may be missing" in caplog.text
+    assert "is gone or shorter: rows may be missing, or come again" in caplog.text
 
 
 def program(said: list[str], *words: str) -> Program:
@@ -160,11 +160,8 @@ def is_there(group: int) -> bool:
 
 def test_what_a_program_says_is_bounded() -> None:
     said: list[str] = []
-    one = program(
-        said, "sh", "-c", "i=0; while [ $i -lt 5000 ]; do echo line $i >&2; i=$((i+1)); done; sleep 1; echo x >&2"
-    )
+    one = program(said, "sh", "-c", "i=0; while [ $i -lt 5000 ]; do echo line $i >&2; i=$((i+1)); done")
     one.end(5.0)
     assert said[0] == "line 0"
     assert len(said) < 60
-    assert any("more lines are left out" in line for line in said)
-    assert said[-1] == "x"
+    assert said[-1].endswith("more lines are left out)")

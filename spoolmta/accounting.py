@@ -301,7 +301,6 @@ def make(file: AcctFile) -> None:
     """See that the file is there with its header, complete before anybody can open it."""
     if os.path.exists(file.path) and os.path.getsize(file.path) > 0:
         return
-    os.makedirs(os.path.dirname(file.path), exist_ok=True)
     temporary = write_header(file)
     try:
         disk.link(temporary, file.path)
@@ -313,6 +312,7 @@ def make(file: AcctFile) -> None:
 
 def write_header(file: AcctFile) -> str:
     temporary = f"{file.path}.making.{os.getpid()}"
+    os.makedirs(os.path.dirname(file.path), exist_ok=True)
     disk.remove(temporary)
     disk.write_new(temporary, csv_line(header(file)).encode(), OURS)
     os.chmod(temporary, _mode(file))  # whatever the umask says

@@ -400,6 +400,7 @@ def run(file: AcctFile, page: Page, row: Row, reload: Callable[[], Config], is_o
     feeder = Feeder(file, page, row)
     signal.signal(signal.SIGTERM, lambda _number, _frame: feeder.leave())
     signal.signal(signal.SIGHUP, lambda _number, _frame: feeder.reconfigure(reload().pipes.get(file.pipe)))
-    for ignored in (signal.SIGUSR1, signal.SIGIO):  # by a handler, so that the program has them as they are by default
+    # Ctrl-C is for the supervisor. By a handler, so that for the program everything is as by default.
+    for ignored in (signal.SIGINT, signal.SIGUSR1, signal.SIGIO):
         signal.signal(ignored, lambda _number, _frame: None)
     feeder.run(is_orphan)

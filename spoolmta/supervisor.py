@@ -184,11 +184,15 @@ class Supervisor:
     def _remind(self) -> None:
         """Tell those again who did not hear of a new configuration or log, because they were not listening yet."""
         for child in self._children.living():
-            is_writer = not child.role.startswith(PIPE)
             if child.row[Cell.CONFIG_GENERATION] < self._page.config_generation:
                 os.kill(child.pid, signal.SIGHUP)
-            if self._rotation_pending and is_writer and child.row[Cell.LOG_GENERATION] < self._page.log_generation:
+        for child in self._writers() if self._rotation_pending else ():
+            if child.row[Cell.LOG_GENERATION] < self._page.log_generation:
                 os.kill(child.pid, signal.SIGUSR1)
+
+    def _writers(self) -> list[Child]:
+        """Who writes accounting files."""
+        return [child for child in self._children.living() if not child.role.startswith(PIPE)]
 
     def _rotate(self, asked: list[Any] | None = None) -> None:
         today = time.time()  # as the names of the files say it
@@ -196,8 +200,7 @@ class Supervisor:
         if files:
             self._rotation.begin(files, self._page, today)
             self._children.signal(signal.SIGUSR1)
-        writers = [child for child in self._children.living() if not child.role.startswith(PIPE)]
-        heard = [child.row[Cell.LOG_GENERATION] for child in writers]
+        heard = [child.row[Cell.LOG_GENERATION] for child in self._writers()]
         self._rotation_pending = not self._rotation.finish(heard, self._page)
         self._rotation.delete_old(today)
 
@@ -219,7 +222,7 @@ class Supervisor:
 
     def _drain(self, now: float) -> None:
         """Who gives rows to programs is told to leave when all who write rows have left; who does not is killed."""
-        has_writers = any(not role.startswith(PIPE) for role in self._children.roles)
+        has_writers = bool(self._writers())
         if not has_writers and not self._is_feeding_out:
             self._is_feeding_out = True
             self._stopping = now + FEED_WITHIN

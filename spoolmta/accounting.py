@@ -283,6 +283,16 @@ def columns_in(file: AcctFile) -> list[str]:
     return first.rstrip("\r\n").split(",") if first.startswith("type,") else header(file)
 
 
+def count_rows(path: str, offset: int = 0) -> int:
+    """The rows of a file from here on, without its header. A row is a line: there are no line breaks in values."""
+    count = 0 if offset else -1
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        while block := stream.read(RESERVE):
+            count += block.count(b"\n")
+    return max(0, count)
+
+
 def _mode(file: AcctFile) -> int:
     return WORLD_READABLE if file.world_readable else OURS
 
@@ -291,7 +301,6 @@ def make(file: AcctFile) -> None:
     """See that the file is there with its header, complete before anybody can open it."""
     if os.path.exists(file.path) and os.path.getsize(file.path) > 0:
         return
-    os.makedirs(os.path.dirname(file.path), exist_ok=True)
     temporary = write_header(file)
     try:
         disk.link(temporary, file.path)
@@ -303,6 +312,7 @@ def make(file: AcctFile) -> None:
 
 def write_header(file: AcctFile) -> str:
     temporary = f"{file.path}.making.{os.getpid()}"
+    os.makedirs(os.path.dirname(file.path), exist_ok=True)
     disk.remove(temporary)
     disk.write_new(temporary, csv_line(header(file)).encode(), OURS)
     os.chmod(temporary, _mode(file))  # whatever the umask says

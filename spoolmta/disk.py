@@ -18,6 +18,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import stat
 import struct
 import time
@@ -167,8 +168,12 @@ def is_open_for_writing(descriptor: int) -> bool:
 
     On False the lease is held until the descriptor is closed, so nobody can open the file for writing between
     this answer and the rename that takes it. Where leases do not exist (NFS), the answer is False.
+
+    The kernel tells who holds a lease that somebody wants to write, by SIGIO, which would end the process: here by a
+    signal that nobody hears unless he listens.
     """
     try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         return error.errno == errno.EAGAIN

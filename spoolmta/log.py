@@ -26,12 +26,16 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from spoolmta import disk
 from spoolmta.errors import DataError, UnavailableError
 from spoolmta.logfiles import CHUNK, HEAD, LogFile, LogFiles, Position, comes_next, is_name
 from spoolmta.row import Columns, Reader, Record, rows_in
 from spoolmta.sought import Sieve
 
-__all__ = ["Follower", "PositionLost", "Record", "Search", "follow"]
+__all__ = ["Follower", "PositionLost", "Record", "Search", "follow", "keep_position", "read_position"]
+
+MOST = 65_536
+"""Bytes of a kept position that are looked at."""
 
 
 class PositionLost(UnavailableError):
@@ -184,6 +188,11 @@ class Follower:
             self._reading.source.close()
             self._reading = None
 
+    def sync(self) -> None:
+        """Make durable what was read of the present file; those before it are, since their writers have left them."""
+        if self._reading is not None:
+            self._reading.source.sync()
+
     @property
     def position(self) -> dict[str, Any]:
         """Behind the last row that was given out: for `follow`, in a later process too, and for JSON."""
@@ -317,6 +326,27 @@ def _position(given: Mapping[str, Any] | str) -> Position:
     if not is_name(position.after) or not 0 <= position.header <= position.offset or not 0 <= position.head <= HEAD:
         raise DataError(f"this is no position in a log: {given}")
     return position
+
+
+def read_position(path: str) -> dict[str, Any] | None:
+    """The position that `keep_position` has kept in a file, if it is there."""
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(MOST), type=dict[str, Any])
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} has no position of a log: {error}") from error
+    except OSError as error:
+        raise UnavailableError(f"cannot read {path}: {error.strerror}") from error
+
+
+def keep_position(path: str, position: Mapping[str, Any]) -> None:
+    """Keep a position: after a crash it is this one or the one before."""
+    try:
+        disk.replace(os.path.abspath(path), msgspec.json.encode(position) + b"\n")
+    except OSError as error:
+        raise UnavailableError(f"cannot keep the position in {path}: {error.strerror}") from error
 
 
 class Search:

@@ -52,6 +52,7 @@ class LogFile:
         self._descriptor = descriptor
         self._stream: BinaryIO | None = None
         self._held, self._start = b"", 0
+        self._digested = -1, ""
         try:
             self._stream = _unpacked(path, self._file)
             self._head = self.read(0, HEAD)
@@ -94,10 +95,22 @@ class LogFile:
         return self._stream is not None
 
     def digest(self, length: int) -> str:
+        if length == self._digested[0]:
+            return self._digested[1]
         if len(self._head) < length and self._stream is None:
             self._head = self.read(0, HEAD)
         head = self._head[:length]
-        return hashlib.blake2b(head, digest_size=8).hexdigest() if len(head) == length else ""
+        if len(head) < length:
+            return ""
+        self._digested = length, hashlib.blake2b(head, digest_size=8).hexdigest()
+        return self._digested[1]
+
+    def sync(self) -> None:
+        """Make durable what is in it, whoever wrote it."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise UnavailableError(f"cannot sync {self.path}: {error.strerror}") from error
 
     def is_same(self, status: os.stat_result) -> bool:
         return os.path.samestat(self.status, status)

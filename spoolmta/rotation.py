@@ -16,8 +16,9 @@ import re
 import time
 
 from spoolmta import disk
-from spoolmta.accounting import columns_in, csv_line, header, make, write_header
-from spoolmta.errors import SpoolError
+from spoolmta import log as acct_log
+from spoolmta.accounting import columns_in, count_rows, csv_line, header, make, write_header
+from spoolmta.errors import DataError, SpoolError
 from spoolmta.model import AcctFile
 from spoolmta.shared import Page
 
@@ -50,7 +51,7 @@ class Rotation:
 
     def __init__(self, files: tuple[AcctFile, ...], now: float) -> None:
         self._files = files
-        self._pending: list[tuple[str, str]] = []
+        self._pending: list[tuple[AcctFile, str]] = []
         self._since = dict.fromkeys((file.path for file in files), now)
         self._outdated: set[str] = set()
         self._clean_at = now
@@ -62,12 +63,14 @@ class Rotation:
             except OSError as error:
                 raise SpoolError(f"cannot make the accounting file {file.path}: {error.strerror}") from error
             self._check_place(file)
+            if file.command:
+                self._latest[file.path] = _last_passed(file)
             rotating = file.path + ".rotating"
             if os.path.exists(rotating):
                 if os.path.samefile(rotating, file.path):
                     os.unlink(rotating)  # a crash before the new file was in place: nothing was rotated
                 else:
-                    self._pending.append((rotating, self._final_name(file, now)))
+                    self._pending.append((file, self._final_name(file, now)))
             if columns_in(file) != header(file):
                 self._outdated.add(file.path)
             # A file begun before we were started is as old as its last row says: yesterday's is rotated now.
@@ -89,12 +92,12 @@ class Rotation:
 
     def delete_old(self, now: float) -> None:
         """Delete rotated files that are older than delete-after, packed ones too; at most every CLEANING seconds. What
-        goes to `move-to` belongs to somebody else."""
+        goes to `move-to` belongs to somebody else, that of a pipe to the process that reads it."""
         if now < self._clean_at:
             return
         self._clean_at = now + CLEANING
         for file in self._files:
-            if file.move_to or math.isinf(file.delete_after):
+            if file.move_to or file.command or math.isinf(file.delete_after):
                 continue
             for name in self._rotated(file):
                 with contextlib.suppress(OSError):
@@ -129,7 +132,7 @@ class Rotation:
             # No moment without a file of this name: a process that starts now opens the old one or the new one.
             try:
                 disk.link(file.path, rotating)
-                self._pending.append((rotating, self._final_name(file, now)))
+                self._pending.append((file, self._final_name(file, now)))
             except FileNotFoundError:
                 pass  # taken away by somebody: a new one, for all writers
             os.rename(fresh, file.path)
@@ -142,11 +145,11 @@ class Rotation:
         `generations`). True if nothing is pending any more."""
         if self._pending and all(generation >= page.log_generation for generation in generations):
             while self._pending:
-                source, target = self._pending[0]
-                try:
-                    disk.rename(source, target)
-                except FileNotFoundError:
-                    pass  # taken away by somebody
+                file, target = self._pending[0]
+                with contextlib.suppress(FileNotFoundError):  # taken away by somebody
+                    disk.rename(file.path + ".rotating", target)
+                    if file.count_moved_records:
+                        log.info("%s is moved to %s: %d records", file.path, target, count_rows(target))
                 del self._pending[0]
         return not self._pending
 
@@ -173,6 +176,16 @@ class Rotation:
         pattern = f"{glob.escape(base)}-[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]-[0-9]*{glob.escape(ending)}*"
         found = [name for folder in folders for name in glob.glob(f"{glob.escape(folder)}/{pattern}")]
         return [name for name in found if _NUMBER.search(name)]
+
+
+def _last_passed(file: AcctFile) -> tuple[str, int]:
+    """Day and number of the last file that the program of a pipe has read: it is deleted, and names go on from it."""
+    try:
+        after = str((acct_log.read_position(file.position) or {}).get("after", ""))
+    except DataError:
+        return "", 0
+    day, _, number = after.rpartition("-")
+    return (day, int(number)) if number.isdecimal() else ("", 0)
 
 
 _NUMBER = re.compile(r"-(\d{4}-\d\d-\d\d)-(\d{4,})(?:\.[^/-]*)?\Z")

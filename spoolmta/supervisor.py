@@ -15,7 +15,6 @@ import os
 import pickle
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,36 +27,31 @@ from spoolmta import (
     delivery,
     descriptors,
     disk,
+    feeder,
     lifecycle,
     markers,
+    overview,
     pickup,
     policy,
     process,
     rotation,
     state,
 )
+from spoolmta.children import Child, Children
 from spoolmta.errors import ConfigError, UnavailableError
 from spoolmta.lifecycle import Health
-from spoolmta.model import Config
+from spoolmta.model import AcctFile, Config
 from spoolmta.shared import Cell, Page, Row
 from spoolmta.spool import layout as spool_layout
 
 log = logging.getLogger("spoolmta")
 
 PICKUP = "pickup"
+PIPE = "pipe/"
 TICK = 10.0
 STOP_WITHIN = 40.0
-
-
-class Child:
-    """A running process: its role (`pickup` or a VMTA's key `deliver/<vmta>`), and what it had done when it began."""
-
-    __slots__ = ("messages", "pid", "role", "row", "started")
-
-    def __init__(self, role: str, pid: int, row: Row) -> None:
-        self.role, self.pid, self.row = role, pid, row
-        self.started = clock.now()
-        self.messages = row[Cell.MESSAGES]
+FEED_WITHIN = 25.0
+"""Seconds, when all who write rows have ended, for the programs that read them."""
 
 
 class Supervisor:
@@ -70,8 +64,7 @@ class Supervisor:
         self._lock = self._take_lock()
         self._check_pickup_folders()
         self._page = Page(max(1024, 2 * len(configuration.vmtas) + 64))
-        self._children: dict[int, Child] = {}
-        self._roles: dict[str, Child] = {}
+        self._children = Children(self._page)
         self._health: dict[str, Health] = {}
         self._wake_times: dict[str, float] = {}
         self._fifos: dict[str, int] = {}
@@ -79,7 +72,7 @@ class Supervisor:
         self._waiting: dict[int, Callable[[int], None]] = {}
         self._stopping = 0.0
         self._started = clock.now()
-        self._is_open = self._rotation_pending = False
+        self._is_open = self._rotation_pending = self._is_feeding_out = False
         self._orphaned: list[str] = []
         self._rotation = rotation.Rotation(configuration.acct_files, time.time())
 
@@ -121,6 +114,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._fork_pickup()
+        self._warn_of_pipes()
         log.info("spoolmta %s started: %d VMTAs, spool %s", __version__, len(self._config.vmtas), self._layout.root)
         while not (self._stopping and not self._children):
             for descriptor, _ in self._epoll.poll(self._pause()):
@@ -173,16 +167,15 @@ class Supervisor:
     def _tick(self) -> None:
         now = clock.now()
         if self._stopping:
-            if now > self._stopping:
-                self._signal(signal.SIGKILL)
-                self._stopping = now + 5.0
+            self._drain(now)
             return
         if not self._is_open:
             self._open_when_ready()
         for role, health in list(self._health.items()):
-            if 0 < health.restart_at <= now and role not in self._roles:
+            if 0 < health.restart_at <= now and role not in self._children.roles:
                 self._health[role] = Health(health.deaths)
                 self._start(role)
+        self._start_feeders()
         for vmta in lifecycle.to_wake(self._wake_times, now) if self._is_open else ():
             self._wake(vmta)
         self._remind()
@@ -190,26 +183,31 @@ class Supervisor:
 
     def _remind(self) -> None:
         """Tell those again who did not hear of a new configuration or log, because they were not listening yet."""
-        for child in self._children.values():
+        for child in self._children.living():
             if child.row[Cell.CONFIG_GENERATION] < self._page.config_generation:
                 os.kill(child.pid, signal.SIGHUP)
-            if self._rotation_pending and child.row[Cell.LOG_GENERATION] < self._page.log_generation:
+        for child in self._writers() if self._rotation_pending else ():
+            if child.row[Cell.LOG_GENERATION] < self._page.log_generation:
                 os.kill(child.pid, signal.SIGUSR1)
+
+    def _writers(self) -> list[Child]:
+        """Who writes accounting files."""
+        return [child for child in self._children.living() if not child.role.startswith(PIPE)]
 
     def _rotate(self, asked: list[Any] | None = None) -> None:
         today = time.time()  # as the names of the files say it
         files = self._rotation.due(today) if asked is None else asked
         if files:
             self._rotation.begin(files, self._page, today)
-            self._signal(signal.SIGUSR1)
-        heard = [child.row[Cell.LOG_GENERATION] for child in self._children.values()]
+            self._children.signal(signal.SIGUSR1)
+        heard = [child.row[Cell.LOG_GENERATION] for child in self._writers()]
         self._rotation_pending = not self._rotation.finish(heard, self._page)
         self._rotation.delete_old(today)
 
     def _open_when_ready(self) -> None:
         """VMTAs are woken when the pickup process has carried on with what a dead one had claimed, so that what was
         settled before a power cut is not queued again behind their backs; or when it could not start."""
-        child = self._roles.get(PICKUP)
+        child = self._children.roles.get(PICKUP)
         if child is None or child.row[Cell.READY] or clock.now() - self._started > 30.0:
             self._is_open = True
             self._epoll.register(self._sleepers.fileno(), select.EPOLLIN)
@@ -220,75 +218,66 @@ class Supervisor:
             self._stopping = clock.now() + STOP_WITHIN
             if self._is_open:
                 self._epoll.unregister(self._sleepers.fileno())  # who is woken by mail now would have to leave at once
-            self._signal(signal.SIGTERM)
+            self._children.signal(signal.SIGTERM, but=PIPE)
 
-    def _signal(self, number: int) -> None:
-        for pid in self._children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def _drain(self, now: float) -> None:
+        """Who gives rows to programs is told to leave when all who write rows have left; who does not is killed."""
+        has_writers = bool(self._writers())
+        if not has_writers and not self._is_feeding_out:
+            self._is_feeding_out = True
+            self._stopping = now + FEED_WITHIN
+            self._children.signal(signal.SIGTERM)
+        elif now > self._stopping:
+            self._children.signal(signal.SIGKILL, but=PIPE if has_writers else "")
+            self._stopping = now + 5.0
 
     # Processes
 
     def _start(self, role: str) -> None:
         if role == PICKUP:
             self._fork_pickup()
-        else:
+        elif not role.startswith(PIPE):
             self._wake(role.partition("/")[2])
 
     def _fork_pickup(self) -> None:
-        row = self._page.row(PICKUP)
-
-        def work(is_orphan: Callable[[], bool]) -> None:
+        def work(row: Row, is_orphan: Callable[[], bool]) -> None:
             pickup.run(self._config, self._layout, self._page, row, self._load_config, is_orphan)
 
-        self._fork(PICKUP, row, "pickup", work, -1)
+        self._children.fork(PICKUP, "pickup", work)
+
+    def _start_feeders(self) -> None:
+        """A process for each pipe, unless it is to wait because it died."""
+        for name, file in self._config.pipes.items():
+            role = PIPE + name
+            if role not in self._children.roles and not self._health.get(role, Health()).restart_at:
+
+                def work(row: Row, is_orphan: Callable[[], bool], file: AcctFile = file) -> None:
+                    feeder.run(file, self._page, row, self._load_config, is_orphan)
+
+                self._children.fork(role, f"pipe {name}", work)
 
     def _wake(self, vmta: str) -> None:
         """Fork the process of a VMTA; it takes over the FIFO until it ends."""
         role = f"deliver/{vmta}"
         self._wake_times.pop(vmta, None)
-        if role in self._roles or vmta not in self._config.vmtas or self._stopping:
+        if role in self._children.roles or vmta not in self._config.vmtas or self._stopping:
             return
         if self._health.get(role, Health()).restart_at > clock.now():
             self._unwatch_fifo(vmta)
             return
-        row = self._page.row(role)
         fifo = self._fifos[vmta]
 
-        def work(is_orphan: Callable[[], bool]) -> None:
+        def work(row: Row, is_orphan: Callable[[], bool]) -> None:
             delivery.run(self._config, vmta, self._layout, self._page, row, fifo, self._load_config, is_orphan)
 
         self._unwatch_fifo(vmta)
-        self._fork(role, row, f"deliver {vmta}", work, fifo)
-
-    def _fork(self, role: str, row: Row, title: str, work: Callable[[Callable[[], bool]], None], keep: int) -> None:
-        parent = os.getpid()
-        row.clear_gauges()
-        row[Cell.CONFIG_GENERATION] = self._page.config_generation
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            process.become_child(parent, title, keep, lambda: work(lambda: os.getppid() != parent))
-        row[Cell.PID] = pid
-        child = Child(role, pid, row)
-        self._children[pid] = self._roles[role] = child
+        self._children.fork(role, f"deliver {vmta}", work, fifo)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            child = self._children.pop(pid, None)
-            if child is not None:
-                del self._roles[child.role]
-                self._on_exit(child, os.waitstatus_to_exitcode(status))
+        for child, code in self._children.reap():
+            self._on_exit(child, code)
 
     def _on_exit(self, child: Child, code: int) -> None:
-        child.row.clear_gauges()
         if self._stopping:
             return
         now = clock.now()
@@ -308,6 +297,8 @@ class Supervisor:
                 how,
                 max(0.0, health.restart_at - now),
             )
+        if child.role.startswith(PIPE):
+            return
         vmta = child.role.partition("/")[2]
         if child.role != PICKUP:
             self._put_to_sleep(vmta, clean)
@@ -319,7 +310,9 @@ class Supervisor:
     def _make_up_for_lost_hints(self) -> None:
         """A process may have died between putting mail into another's queue and telling of it: let all look."""
         self._find_mail()
-        for role in self._roles.keys() - {PICKUP}:
+        for role in self._children.roles:
+            if not role.startswith("deliver/"):
+                continue
             with contextlib.suppress(BlockingIOError):  # so full of hints that the next slow scan has to do
                 os.write(self._fifos[role.partition("/")[2]], f"{control.SCAN}\n".encode())
 
@@ -356,7 +349,7 @@ class Supervisor:
             if not is_marked and not spool_layout.holds_mail(f"{self._layout.queue}/{name}"):
                 continue
             if name in self._config.vmtas:
-                if f"deliver/{name}" not in self._roles:
+                if f"deliver/{name}" not in self._children.roles:
                     self._wake_times[name] = 0.0
             else:
                 self._orphaned.append(name)
@@ -372,11 +365,13 @@ class Supervisor:
         except ConfigError as error:
             return error.problems
         problems = lifecycle.needs_restart(self._config, new)
-        if not self._page.has_room(f"deliver/{name}" for name in new.vmtas):
+        if not self._page.has_room([*(f"deliver/{name}" for name in new.vmtas), *(PIPE + name for name in new.pipes)]):
             problems.append("too many new VMTAs for the running system: this needs a restart")
         if problems:
             return problems
         change = lifecycle.difference(self._config, new)
+        for name in self._config.pipes.keys() - new.pipes.keys():
+            self._health.pop(PIPE + name, None)
         self._config = new
         delivery.prepare(new)
         if new.acct_files != tuple(self._rotation.files):
@@ -385,17 +380,22 @@ class Supervisor:
             self._watch_fifo(name)
         self._page.next_config_generation()
         self._save_config()
-        self._signal(signal.SIGHUP)
+        self._children.signal(signal.SIGHUP)
         for name in change.removed:
-            child = self._roles.get(f"deliver/{name}")
+            child = self._children.roles.get(f"deliver/{name}")
             if child is not None:
                 os.kill(child.pid, signal.SIGTERM)
             self._unwatch_fifo(name)
         self._find_mail()
         for warning in policy.warnings(new):
             log.warning("%s", warning)
+        self._warn_of_pipes()
         log.info("configuration loaded anew: %d VMTAs added, %d removed", len(change.added), len(change.removed))
         return []
+
+    def _warn_of_pipes(self) -> None:
+        for warning in overview.unwanted_pipes(self._layout, self._config):
+            log.warning("%s", warning)
 
     def _save_config(self) -> None:
         """Our own value for our own children, in a folder of our own: they never read the operator's files, which may
@@ -434,57 +434,28 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """Live figures of the whole system, as `spoolmta status --json` shows them."""
-        space, inodes = disk.free(self._layout.root)
-        intake = self._page.row(PICKUP)
-        vmtas = [self._vmta_status(name) for name in sorted(self._config.vmtas)]
         return {
             "version": __version__,
             "pid": os.getpid(),
             "started": self._started,
-            "spool": self._layout.root,
             "config": self._path,
             "config_generation": self._page.config_generation,
             "stopping": bool(self._stopping),
             "log_rotation_pending": self._rotation_pending,
-            "free_bytes": space,
-            "free_inodes": inodes,
             "unconfigured_queues": self._orphaned,
-            "pickup": {
-                "pid": intake[Cell.PID],
-                "ready": bool(intake[Cell.READY]),
-                "config_generation": intake[Cell.CONFIG_GENERATION],
-                "waiting": intake[Cell.QUEUED],
-                "messages": intake[Cell.MESSAGES],
-                "recipients": intake[Cell.ACCEPTED],
-                "refused": intake[Cell.REFUSED],
-                "left_alone": intake[Cell.LEFT_ALONE],
-                "disk_full": bool(intake[Cell.TROUBLE]),
-                "restarts": intake[Cell.RESTARTS],
-            },
-            "vmtas": vmtas,
+            **overview.of_spool(self._layout),
+            "pickup": overview.of_pickup(self._page.row(PICKUP)),
+            "pipes": [self._pipe_status(name) for name in self._config.pipes],
+            "vmtas": [self._vmta_status(name) for name in sorted(self._config.vmtas)],
         }
+
+    def _pipe_status(self, name: str) -> dict[str, Any]:
+        return overview.of_pipe(self._config.pipes[name], self._page.row(PIPE + name))
 
     def _vmta_status(self, name: str) -> dict[str, Any]:
         role = f"deliver/{name}"
-        row = self._page.row(role)
-        running = role in self._roles
-        return {
-            "name": name,
-            "state": "running" if running else "restarting" if role in self._health else "asleep",
-            "pid": row[Cell.PID],
-            "config_generation": row[Cell.CONFIG_GENERATION] if running else self._page.config_generation,
-            "queued": row[Cell.QUEUED],
-            "connections": row[Cell.CONNECTIONS],
-            "delivered": row[Cell.DELIVERED],
-            "bounced": row[Cell.BOUNCED],
-            "deferred": row[Cell.DEFERRED],
-            "expired": row[Cell.EXPIRED],
-            "deleted": row[Cell.DELETED],
-            "quarantined": row[Cell.QUARANTINED],
-            "bytes": row[Cell.BYTES],
-            "restarts": row[Cell.RESTARTS],
-            "disk_full": bool(row[Cell.TROUBLE]),
-        }
+        state = "running" if role in self._children.roles else "restarting" if role in self._health else "asleep"
+        return overview.of_vmta(name, self._page.row(role), state, self._page.config_generation)
 
 
 def run(path: str) -> None:

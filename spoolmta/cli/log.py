@@ -15,9 +15,9 @@ import click
 import msgspec
 
 from spoolmta.cli.frame import Group, cli, load, plain
-from spoolmta.errors import DataError, UnavailableError, UsageError
+from spoolmta.errors import UsageError
 from spoolmta.export import FORMS, Form
-from spoolmta.log import Follower, Search, follow
+from spoolmta.log import Follower, Search, follow, keep_position, read_position
 from spoolmta.sought import Sieve, Sought
 
 PAUSE = 0.2
@@ -128,7 +128,7 @@ def log_follow(
     With --position a row is repeated only if this was killed between writing it and keeping the position."""
     sieve = Sieve(sought(texts))
     output = Output(form, most)
-    kept = read_position(position_file)
+    kept = read_position(position_file) if position_file else None
     begin: Literal["start", "end"] = "start" if from_start else "end"
     path, done = places_of(context, file, moved_to)
     rows = follow(path, kept or begin, wait=False, on_missing=on_missing, moved_to=done)
@@ -234,10 +234,13 @@ def is_closed(descriptor: int) -> bool:
 
 
 def places_of(context: click.Context, file: str, moved_to: str) -> tuple[str, str]:
-    """(the current file, the folder for those that were moved away): the first in the configuration, or as given."""
+    """(the current file, the folder for those that were moved away): the first in the configuration that is no pipe,
+    or as given."""
     if file:
         return file, moved_to
-    first = load(context).acct_files[0]
+    first = load(context).log
+    if first is None:
+        raise UsageError("all accounting goes to programs, there is no file to read: add an [[acct-file]] with a path")
     return first.path, moved_to or first.move_to
 
 
@@ -268,27 +271,6 @@ def moment_of(text: str) -> float:
     elif (found := row.moment(text)) is not None:
         return found
     raise UsageError(f'expected a time like "2026-11-26 14:00", or how long ago, like "4d12h", got "{plain(text)}"')
-
-
-def read_position(path: str) -> dict[str, Any] | None:
-    if not path or not os.path.exists(path):
-        return None
-    try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(BLOCK), type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} has no position of a log: {error}") from error
-    except OSError as error:
-        raise UnavailableError(f"cannot read {path}: {error.strerror}") from error
-
-
-def keep_position(path: str, position: dict[str, Any]) -> None:
-    from spoolmta import disk
-
-    try:
-        disk.replace(os.path.abspath(path), msgspec.json.encode(position) + b"\n")
-    except OSError as error:
-        raise UnavailableError(f"cannot keep the position in {path}: {error.strerror}") from error
 
 
 def tell_skipped(count: int) -> None:

@@ -114,6 +114,9 @@ def status(context: click.Context, as_json: bool, everything: bool) -> None:
     )
     for name in answer["unconfigured_queues"]:
         click.echo(f"queue {name} holds mail, but no VMTA of this name is configured")
+    for pipe in answer["pipes"]:
+        state = ", BROKEN: the log says why, and when it is started again" if pipe["state"] == "broken" else ""
+        click.echo(f"pipe {pipe['name']}: {pipe['rows']} rows read, {pipe['unread']} bytes unread{state}")
     counted = ("queued", "delivered", "bounced", "deferred", "expired", "connections")
     vmtas = [v for v in answer["vmtas"] if everything or v["state"] != "asleep" or any(v[key] for key in counted)]
     columns = ("name", "state", "pid", *counted, "restarts")

@@ -167,7 +167,7 @@ BOUNCE: dict[str, Kind] = {
     "sample": bounces.SAMPLES,
 }
 ACCT_FILE: dict[str, Kind] = {
-    "path": PATH,
+    "path": records.PLACE,
     "records": records.RECORDS,
     "record-fields": records.FIELDS,
     "map-header-to-field": records.HEADER_FIELDS,
@@ -181,6 +181,9 @@ ACCT_FILE: dict[str, Kind] = {
     "max-size": size(1),
     "move-to": PATH,
     "delete-after": rates.DURATION_OR_NEVER,
+    "count-moved-records": values.FLAG,
+    "write-timeout": duration("1m"),
+    "retry-interval": duration("5m"),
 }
 
 TABLES: dict[str, dict[str, Kind]] = {

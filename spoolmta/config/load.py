@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, places, plans, queues, responses, tls, values
+from spoolmta.config import files, keys, places, plans, queues, records, responses, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
@@ -404,19 +404,27 @@ class _Reader:
             return ()
         found: dict[str, AcctFile] = {}
         for number, table in enumerate(raw):
-            path = ("acct-file", number)
-            fields = self._table(table, path, "acct-file")
-            file = AcctFile(**({"path": ""} | fields))
-            if str(table.get("path", "") if isinstance(table, dict) else "").startswith("|"):
-                self._complain(
-                    (*path, "path"),
-                    "a program is not started for a log; it can read what `spoolmta log follow --position FILE` writes,"
-                    " and loses nothing when it stops",
-                )
-            if file.path and file.path in found:
-                self._complain((*path, "path"), f"another accounting file has the same path, {file.path}")
-            found[file.path] = file
+            file = self._acct_file(table, ("acct-file", number), spool)
+            if file is not None and file.path in found:
+                text = f"another accounting file has the same path, {file.path}"
+                text = "another pipe has the same command" if file.command else text
+                self._complain(("acct-file", number, "path"), text)
+            elif file is not None:
+                found[file.path] = file
         return tuple(found.values()) or (AcctFile(path=f"{spool.rstrip('/')}/accounting/acct.csv"),)
+
+    def _acct_file(self, table: dict[str, Any], path: Path, spool: str) -> AcctFile | None:
+        fields = self._table(table, path, "acct-file")
+        place = fields.get("path", "")
+        if not place:
+            return None
+        is_pipe = place.startswith("|")
+        keys_of_others, why = records.wrong_keys(is_pipe)
+        for key in keys_of_others:
+            if key in table:
+                self._complain((*path, key), why)
+        own = records.pipe(place, spool) if is_pipe else {"path": self._resolved((*path, "path"), place)}
+        return AcctFile(**(fields | own))
 
 
 def _unknown(path: Path, value: object, table: str) -> str:

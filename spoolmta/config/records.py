@@ -1,11 +1,14 @@
-"""What an accounting file takes and shows: columns, header fields, queues, addresses."""
+"""What an accounting file takes and shows: columns, header fields, queues, addresses; and the program behind a pipe."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shlex
+from typing import Any
 
 from spoolmta import address, columns, privacy
-from spoolmta.config.values import BadValue, Kind, shown, toml, wrong
+from spoolmta.config.values import BadValue, Kind, read_path, shown, toml, wrong
 from spoolmta.model import Secret
 
 LONG_NAMES = {
@@ -18,7 +21,47 @@ LONG_NAMES = {
     "remote-status": "rs",
     "feedback-loop": "f",
 }
+ONLY_FILES = ("move-to", "move-interval", "max-size", "world-readable", "sync", "count-moved-records")
+ONLY_PIPES = ("write-timeout", "retry-interval")
+PIPE_SIZE = 50_000_000
+"""Bytes of the file between us and a program, until the next one is begun: so much more than is needed may be kept."""
 _QUEUE = re.compile(r"!?[^\s/!,]+/[^\s/!,]+")
+
+
+def _read_place(value: object) -> str:
+    """A path, or the command of a pipe behind its "|"."""
+    text = read_path(value)
+    if text.startswith("|"):
+        words(text)
+    return text
+
+
+def words(place: str) -> tuple[str, ...]:
+    """The words of a pipe's command, as a shell would see them. Raises BadValue."""
+    try:
+        found = shlex.split(place.removeprefix("|"))
+    except ValueError as error:
+        raise BadValue(f"the words of this command cannot be told: {str(error).lower()}") from None
+    if not found or not found[0]:
+        raise BadValue('a program and its arguments stand behind the "|", like "|/usr/bin/php bounces.php"')
+    return tuple(found)
+
+
+def pipe(place: str, spool: str) -> dict[str, Any]:
+    """Of a pipe the command, and the file by way of which its rows go. Its folder is called by the program, so that
+    people know it, and by a hash of the whole command."""
+    command = words(place)
+    program = re.sub(r"[^A-Za-z0-9._-]+", "_", command[0].rpartition("/")[2])[:32]
+    digest = hashlib.blake2b("\0".join(command).encode(), digest_size=4).hexdigest()
+    path = f"{spool.rstrip('/')}/pipes/{program}-{digest}/acct.csv"
+    return {"command": command, "path": path, "max_size": PIPE_SIZE}
+
+
+def wrong_keys(is_pipe: bool) -> tuple[tuple[str, ...], str]:
+    """The keys that a pipe, or a file, cannot have, and why not."""
+    if is_pipe:
+        return ONLY_FILES, "this is for a file, and here the rows go to a program"
+    return ONLY_PIPES, 'this is for a program that reads the rows (path = "|COMMAND"), and here they go to a file'
 
 
 def _record(value: object) -> str:
@@ -110,6 +153,7 @@ def _read_privacy(value: object) -> Secret:
     return Secret(value)
 
 
+PLACE = Kind(_read_place)
 RECORDS = Kind(_read_records)
 FIELDS = Kind(_read_fields, _write_fields)
 HEADER_FIELDS = Kind(_read_header_fields, _write_header_fields)

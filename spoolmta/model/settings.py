@@ -287,9 +287,13 @@ class AcctFile(msgspec.Struct, frozen=True, kw_only=True):
     """One accounting file: which record types it takes, with which columns, of which queues, and what is written how;
     when it is rotated (seconds, bytes), where it goes then, and when it is deleted (seconds).
 
-    `map_header_to_field`: by record type, which column the value of a header field takes (`header_X-Campaign`)."""
+    `map_header_to_field`: by record type, which column the value of a header field takes (`header_X-Campaign`).
+
+    With a `command` it is a pipe: the rows go to a program, by way of a file of ours in the spool (`path`). What the
+    program takes within `write_timeout` or not, and when it is started again (`retry_interval`), is in seconds."""
 
     path: str
+    command: tuple[str, ...] = ()
     records: tuple[str, ...] = ("d", "b")
     record_fields: dict[str, tuple[str, ...]] = {}
     queue_filter: tuple[str, ...] = ()
@@ -303,6 +307,19 @@ class AcctFile(msgspec.Struct, frozen=True, kw_only=True):
     max_size: int = 250_000_000
     move_to: str = ""
     delete_after: float = 691_200.0
+    count_moved_records: bool = False
+    write_timeout: float = 60.0
+    retry_interval: float = 300.0
+
+    @property
+    def pipe(self) -> str:
+        """What a pipe is called: as its folder in the spool."""
+        return self.path.split("/")[-2] if self.command else ""
+
+    @property
+    def position(self) -> str:
+        """The file that says how far the program of a pipe has read."""
+        return f"{self.path.rpartition('/')[0]}/position"
 
 
 CopyMode = Literal["auto", "always", "never"]
@@ -338,3 +355,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     bounces: tuple[BounceRule, ...] = ()
     acct_files: tuple[AcctFile, ...] = ()
     files: tuple[str, ...] = ()
+
+    @property
+    def pipes(self) -> dict[str, AcctFile]:
+        """The accounting files that are pipes, by what they are called."""
+        return {file.pipe: file for file in self.acct_files if file.command}
+
+    @property
+    def log(self) -> AcctFile | None:
+        """The log that commands read: the first accounting file that is no pipe."""
+        return next((file for file in self.acct_files if not file.command), None)

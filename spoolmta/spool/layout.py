@@ -14,7 +14,7 @@ from spoolmta import disk
 from spoolmta.errors import ConfigError, SpoolError
 
 FORMAT = 1
-FOLDERS = ("pickup", "bad", "incoming", "queue", "corrupt", "journal", "accounting", "run", "state", "rates")
+FOLDERS = ("pickup", "bad", "incoming", "queue", "corrupt", "journal", "accounting", "pipes", "run", "state", "rates")
 
 
 class Layout(msgspec.Struct, frozen=True):

@@ -41,6 +41,7 @@ privacy-policy = "hmac-sha256 k3y"
 path = "acct/moved.csv"
 move-interval = "1s"
 move-to = "done"
+count-moved-records = true
 [[acct-file]]
 path = "acct/old.csv"
 delete-after = "8d"
@@ -115,6 +116,7 @@ def test_a_rotated_file_goes_to_the_folder_for_it(mta: Mta) -> None:
     mta.wait_for(lambda: done.is_dir() and len(list(done.iterdir())) >= 1)
     assert len(read(min(done.iterdir()))) == 3
     assert [path.name for path in (mta.path / "acct").glob("moved-*")] == []
+    mta.wait_for_log(r"acct/moved\.csv is moved to .*/done/moved-\S+-0000\.csv: 3 records\n")
 
 
 def test_rotated_files_are_deleted_when_they_are_old_enough(mta: Mta) -> None:

@@ -32,6 +32,7 @@ SHARED = "integration/test_limits_hold_over_processes.py::"
 REROUTED = "integration/test_mail_goes_to_another_vmta_instead.py::"
 ALERTS = "integration/test_operators_get_mail_about_queues.py::"
 CATEGORIES = "integration/test_bounces_have_categories.py::"
+PROGRAMS = "integration/test_rows_go_to_programs.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
 SCENARIOS = {
@@ -198,6 +199,9 @@ SCENARIOS = {
     "acct-file.records": SOURCES + "test_an_accounting_file_holds_the_records_it_asks_for",
     "acct-file.move-interval": SOURCES + "test_an_accounting_file_is_moved_when_it_is_old_or_large",
     "acct-file.max-size": SOURCES + "test_an_accounting_file_is_moved_when_it_is_old_or_large",
+    "acct-file.count-moved-records": FILES + "test_a_rotated_file_goes_to_the_folder_for_it",
+    "acct-file.write-timeout": PROGRAMS + "test_a_program_that_reads_nothing_is_ended_and_delays_no_mail",
+    "acct-file.retry-interval": PROGRAMS + "test_a_program_that_ends_is_started_again_and_misses_no_row",
 }
 
 

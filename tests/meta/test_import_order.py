@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).parents[2] / "spoolmta"
 PURE = """errors model address pattern wording columns privacy config derived here policy entry message selection
     reasons bounce verdict response trigger lint record notify dsn rate condition alert switch limits backlog
     waiting dealing warming site sources action agenda concurrency sharing metering assignment sessions sites
-    schedule view reaction lifecycle sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance
+    schedule view reaction lifecycle flight sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance
     smtp.auth smtp.starttls routing row sought export reports.report reports.spread reports.chosen reports.asking
     reports.amounts reports.refusals reports.pace reports.known reports.drawing reports.forms
     reports.page""".split()
 INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.layout common commons markers spool.intake
-    spool.partition spool.outbox spool.audit accounting rotation logfiles log warehouse resolver tls_channel tls
+    spool.partition spool.outbox spool.audit accounting logfiles log warehouse rotation program resolver tls_channel tls
     sts_fetch sts_cache protection transport opener control mailhosts dealer""".split()
-PROCESSES = """process state arrivals survey lane reporter reminder mailer ledger clearance switchboard standin passage
-    standing rerouting inflow carrier pickup delivery supervisor""".split()
+PROCESSES = """process children overview state arrivals survey lane reporter reminder mailer ledger clearance
+    switchboard standin passage standing rerouting inflow carrier pickup delivery feeder supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
 FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.log cli.report cli.explain
     cli.classify cli __main__""".split()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,60 @@ def test_what_a_file_cannot_show_is_told_with_its_line(tmp_path: Path, line: str
     assert "s3cret" not in problem
 
 
-def test_a_program_is_not_started_for_a_log_and_the_error_says_what_to_do(tmp_path: Path) -> None:
-    problem = one_problem(tmp_path, '[[acct-file]]\npath = "|/usr/bin/php bounces.php"\n')
-    assert problem.startswith("spoolmta.toml:4: acct-file.path: a program is not started for a log")
-    assert "spoolmta log follow" in problem
+def test_a_program_is_split_into_words_as_by_a_shell_and_its_file_lies_in_the_spool(tmp_path: Path) -> None:
+    text = """
+[[acct-file]]
+path = "| /usr/bin/php -q 'my bounces.php'"
+records = ["b"]
+delete-after = "2d"
+write-timeout = "2m"
+retry-interval = "10s"
+[[acct-file]]
+path = "a.csv"
+[[acct-file]]
+path = "|cat"
+"""
+    loaded = load(tmp_path, text)
+    php, cat = loaded.pipes.values()
+    assert php.command == ("/usr/bin/php", "-q", "my bounces.php")
+    assert re.fullmatch(r"php-[0-9a-f]{8}", php.pipe)
+    assert php.path == f"{tmp_path}/spool/pipes/{php.pipe}/acct.csv"
+    assert php.position == f"{tmp_path}/spool/pipes/{php.pipe}/position"
+    assert (php.records, php.delete_after, php.write_timeout, php.retry_interval) == (("b",), 172_800.0, 120.0, 10.0)
+    assert (cat.write_timeout, cat.retry_interval, cat.delete_after) == (60.0, 300.0, 691_200.0)
+    assert loaded.log is not None
+    assert loaded.log.path == str(tmp_path / "a.csv")
+    again = load(tmp_path, text.replace("| /usr/bin/php -q 'my bounces.php'", "|/usr/bin/php  -q my' bounces.php'"))
+    assert list(again.pipes) == list(loaded.pipes)
+
+
+def test_where_all_accounting_goes_to_programs_there_is_no_log(tmp_path: Path) -> None:
+    assert load(tmp_path, '[[acct-file]]\npath = "|cat"\n').log is None
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "said"),
+    [
+        ('path = "|"', "path", 'a program and its arguments stand behind the "|"'),
+        ('path = "|cat \'x"', "path", "the words of this command cannot be told: no closing quotation"),
+        *(
+            (f'path = "|cat"\n{key} = {value}', key, "this is for a file, and here the rows go to a program")
+            for key, value in (
+                ("move-to", '"done"'),
+                ("move-interval", '"1h"'),
+                ("max-size", '"1M"'),
+                ("world-readable", "false"),
+                ("sync", "true"),
+                ("count-moved-records", "true"),
+            )
+        ),
+        ('path = "a.csv"\nwrite-timeout = "1m"', "write-timeout", "this is for a program that reads the rows"),
+        ('path = "a.csv"\nretry-interval = "1m"', "retry-interval", "this is for a program that reads the rows"),
+        ('path = "|cat -u"\n[[acct-file]]\npath = "|cat  -u"', "path", "another pipe has the same command"),
+    ],
+)
+def test_what_a_pipe_cannot_be_is_told_with_its_line(tmp_path: Path, line: str, key: str, said: str) -> None:
+    problem = one_problem(tmp_path, f"[[acct-file]]\n{line}\n")
+    number = 3 + len(line.splitlines())
+    assert problem.startswith(f"spoolmta.toml:{number}: acct-file.{key}: ")
+    assert said in problem

@@ -166,3 +166,26 @@ def test_free_room_is_counted_in_bytes_and_inodes(tmp_path: Path) -> None:
     space, inodes = disk.free(str(tmp_path))
     assert space > 0
     assert inodes > 0
+
+
+def test_who_asks_for_writers_is_not_ended_by_one_who_comes_just_then(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    asking = "import os, sys\nfrom spoolmta import disk\nfile = os.open(sys.argv[1], os.O_RDONLY)\n"
+    asking += "while not disk.has_writers(file) or os.path.getsize(file) < 3: pass"
+    process = subprocess.Popen([sys.executable, "-c", asking, str(path)], cwd=Path(__file__).parents[2])
+    try:
+        told = 0
+        while told < 5 and process.poll() is None:
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            except BlockingIOError:
+                told += 1  # it holds the lease at this moment
+        assert process.poll() is None
+        with open(path, "wb") as file:
+            file.write(b"xyz")
+            file.flush()
+            assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -23,6 +23,7 @@ from spoolmta.cli.frame import cli
 from spoolmta.columns import header
 from spoolmta.reports.known import KNOWN
 from spoolmta.row import Record
+from spoolmta.warehouse import Warehouse
 from tests.support.mta import ROOT
 
 BEGIN = 1_795_687_200  # 2026-11-26 10:00:00 UTC
@@ -286,6 +287,44 @@ def test_what_cannot_be_done_is_one_sentence(words: tuple[str, ...], sentence: s
     assert result.exit_code != 0
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_log_that_is_rotated_moved_and_deleted_meanwhile_is_counted_as_it_was(tmp_path: Path) -> None:
+    rows = rows_of(random.Random(3))
+    for name, part in (("acct-2026-11-26-0000.csv", rows[:500]), ("acct.csv", rows[500:])):
+        (tmp_path / name).write_bytes(text_of(part))
+    with Warehouse(str(tmp_path / "acct.csv")) as house:
+        for name in os.listdir(tmp_path):
+            os.unlink(tmp_path / name)
+        assert house.ask("SELECT count(*) FROM log") == [(len(rows),)]
+
+
+def test_what_is_no_log_of_ours_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "acct.csv").write_text("a,b\r\n1,2\r\n")
+    (tmp_path / "packed.csv.gz").write_bytes(b"no gzip")
+    (tmp_path / "folder.csv").mkdir()
+    for name, sentence in (
+        ("acct.csv", "is no accounting log: the columns in its header have no type"),
+        ("packed.csv.gz", "is damaged, or not packed to its end"),
+        ("folder.csv", "is no file that can be a log"),
+        ("nothing.csv", "there is no log"),
+    ):
+        result = spoolmta("report", "top-rates", tmp_path / name)
+        assert result.exit_code in (65, 69)
+        assert sentence in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_log_of_powermta_is_counted_with_what_it_has(tmp_path: Path) -> None:
+    names = "type,timeLogged,orig,rcpt,dsnDiag,vmta,queue,custom"
+    row = 'd,1795687200,a@us.test,x@D1.test,"smtp;250 ok, thanks",news,d1.test/news,"=1+1"'
+    (tmp_path / "acct.csv").write_text(f"{names}\n{row}\n{row}\n")
+    [found] = tables(tmp_path / "acct.csv", "message-counts", "--by", "domain")["counts"][1:]
+    assert (found["domain"], found["delivered"]) == ("d1.test", 2)
+    result = spoolmta(
+        "sql", "select custom, timeQueued, epoch(timeLogged) from log limit 1", "--file", tmp_path / "acct.csv"
+    )
+    assert result.stdout.splitlines()[1] == "=1+1\t\t1795687200.0"
 
 
 def test_without_duckdb_it_is_said_how_to_get_it(path: Path, tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ the loop. Where a response rule fires, it first has its say about the answer, th
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from collections.abc import Callable
 
 import msgspec
 
-from spoolmta import entry, message, rate, reaction
+from spoolmta import dkim, entry, message, rate, reaction
+from spoolmta.keyring import Keyring
 from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger, Way
-from spoolmta.model import Answer, DomainPolicy, Failure, Reply, ResponseAction, Stage
+from spoolmta.model import Answer, Config, DomainPolicy, Failure, Reply, ResponseAction, Stage
 from spoolmta.opener import Ends, Opener
 from spoolmta.schedule import Scheduler
 from spoolmta.shared import Cell, Row
@@ -56,15 +58,22 @@ class Carrier:
         self._loop = asyncio.get_running_loop()
         self.opener: Opener
         self.responses: Responses
+        self._keyring: Keyring
 
     def __repr__(self) -> str:
         return f"Carrier({self._vmta})"
 
-    def set_responses(self, responses: Responses) -> None:
-        """New rules, after a reload: those that are still there go on counting where they were."""
+    def configure(self, config: Config, opener: Opener) -> None:
+        """A configuration, at the start and after a reload: rules that are still there go on counting where they
+        were, and key files are read anew."""
+        self.opener = opener
+        responses = Responses(config, self._vmta)
         if hasattr(self, "responses"):
             responses.restore(self.responses.export(), self._process.now())
         self.responses = responses
+        self._keyring = Keyring(config, self._vmta)
+        if self._keyring.trouble:
+            log.error("%s: %s: mail that is to be signed waits", self._vmta, self._keyring.trouble)
 
     def _load(self, domain: str, name: str) -> Loaded | None:
         """The entry, or None if there is nothing to send now: it was quarantined, is gone, or must wait."""
@@ -109,11 +118,27 @@ class Carrier:
             return
         content = message.content(loaded.data, loaded.parsed)
         lane.size = len(content)
+        sign = None
+        if self._keyring.files and lane.policy.dkim_sign:
+            if self._keyring.trouble:
+                self._on_result(lane, refuse(lane.sent, self._keyring.refusal))
+                return
+            sign = functools.partial(self._sign, lane)
         envelope = loaded.parsed.envelope
         dialogue = transaction(
-            envelope.sender, lane.sent, content, lane.capabilities, ret=envelope.ret, envid=envelope.envid
+            envelope.sender, lane.sent, content, lane.capabilities, ret=envelope.ret, envid=envelope.envid, sign=sign
         )
         connection.run(dialogue, lambda result: self._on_result(lane, result))
+
+    def _sign(self, lane: Lane, content: bytes) -> bytes:
+        """The content as it goes out, with signatures; a message that has not one From goes without, and is counted."""
+        try:
+            content = dkim.signed(content, self._keyring.keys, lane.policy, self._process.now())
+        except dkim.Unsigned as reason:
+            self._row.add(Cell.UNSIGNED, 1)
+            log.info("%s/%s/%s is sent without a signature: %s", self._vmta, lane.domain, lane.name, reason)
+        lane.size = len(content)
+        return content
 
     def _on_result(self, lane: Lane, result: Result) -> None:
         loaded = lane.loaded

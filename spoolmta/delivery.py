@@ -45,7 +45,6 @@ from spoolmta.spool.layout import Layout
 from spoolmta.spool.partition import Partition, take
 from spoolmta.standing import Standing
 from spoolmta.switchboard import Switchboard
-from spoolmta.trigger import Responses
 
 log = logging.getLogger("spoolmta")
 
@@ -108,8 +107,7 @@ class Delivery:
         self._resolve = functools.lru_cache(maxsize=100_000)(self._table.resolve)
         trouble, places = self._carrier.on_trouble, self._commons.place
         self._opener = Opener(self._vmta, config, self._chance, self._layout, trouble, places)
-        self._carrier.opener = self._opener
-        self._carrier.set_responses(Responses(config, self._vmta.name))
+        self._carrier.configure(config, self._opener)
 
     def _policy(self, domain: str) -> DomainPolicy:
         """What holds for a domain's mail; for a site itself, if that is its name."""

@@ -70,6 +70,7 @@ def of_vmta(name: str, row: Row, state: str, generation: int) -> dict[str, Any]:
         "expired": row[Cell.EXPIRED],
         "deleted": row[Cell.DELETED],
         "quarantined": row[Cell.QUARANTINED],
+        "unsigned": row[Cell.UNSIGNED],
         "bytes": row[Cell.BYTES],
         "restarts": row[Cell.RESTARTS],
         "disk_full": bool(row[Cell.TROUBLE]),

@@ -36,6 +36,7 @@ class Cell(enum.IntEnum):
     BYTES = 16
     RESTARTS = 17
     DELETED = 18
+    UNSIGNED = 19
 
 
 _WIDTH = len(Cell)

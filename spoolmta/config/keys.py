@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from spoolmta.config import bounces, places, plans, rates, records, responses, values
+from spoolmta.config import bounces, places, plans, rates, records, responses, signing, values
 from spoolmta.config.values import Kind, choice, duration, number, size
 
 PATH = Kind(values.read_path)
@@ -19,6 +19,7 @@ GLOBAL: dict[str, Kind] = {
     "host-name": places.HOST_NAME,
     "user": values.USER,
     "custom-dsn-from-header": values.AUTHOR,
+    "domain-key": signing.KEYS,
     "sleep-after": duration("1m", is_zero_allowed=True),
     "event-loop": choice("uvloop", "asyncio"),
     "total-max-smtp-out": number(1200),
@@ -64,6 +65,7 @@ VMTA: dict[str, Kind] = {
     "max-smtp-msg-rate": rates.RATE,
     "max-smtp-data-volume-rate": rates.DATA_RATE,
     "cold-virtual-mta": values.NAMES,
+    "domain-key": signing.KEYS,
     "warm-up": plans.WARM_UP,
     "policy": PATH,
 }
@@ -146,6 +148,14 @@ DOMAIN: dict[str, Kind] = {
     "reuse-ssl-session": values.FLAG,
     "use-dane": values.FLAG,
     "use-mta-sts": values.FLAG,
+    "dkim-sign": values.FLAG,
+    "dkim-identity": signing.IDENTITY,
+    "dkim-headers": signing.HEADERS,
+    "dkim-headers-canon": choice("relaxed", "simple"),
+    "dkim-body-canon": choice("relaxed", "simple"),
+    "dkim-add-timestamp": values.FLAG,
+    "dkim-expire-after": rates.DURATION_OR_NEVER,
+    "dkim-disallow-adding-headers": values.FLAG,
 }
 PROVIDER: dict[str, Kind] = {"mx": places.MX_PATTERNS, **DOMAIN}
 """`mx` stands only where the provider is named first, in the global tables."""
@@ -219,7 +229,7 @@ REQUIRED: dict[str, dict[str, str]] = {
 """The keys that have no default, with an example."""
 
 FIELDS: dict[str, str] = {"smtp-source-host": "source_hosts", "directory": "spool"}
-FIELDS |= {"stage": "stages", "action": "actions", "for": "duration", "set": "changes"}
+FIELDS |= {"domain-key": "domain_keys", "stage": "stages", "action": "actions", "for": "duration", "set": "changes"}
 """Where the field of `model` is not the key with `_` for `-`."""
 
 

@@ -13,11 +13,23 @@ from typing import Any
 import msgspec
 
 from spoolmta import address
-from spoolmta.config import files, keys, places, plans, queues, records, responses, tls, values
+from spoolmta.config import files, keys, places, plans, queues, records, responses, signing, tls, values
 from spoolmta.config.files import Document, Problems, dotted
 from spoolmta.config.lines import Path
 from spoolmta.errors import ConfigError
-from spoolmta.model import AcctFile, BounceRule, Config, DomainTable, Pool, ResponseRule, Select, Setting, Source, Vmta
+from spoolmta.model import (
+    AcctFile,
+    BounceRule,
+    Config,
+    DomainKey,
+    DomainTable,
+    Pool,
+    ResponseRule,
+    Select,
+    Setting,
+    Source,
+    Vmta,
+)
 
 Layer = tuple[DomainTable, ...]
 
@@ -33,6 +45,7 @@ def load(path: str) -> Config:
         config = _Reader(document, problems).config()
         tls.check(config, problems)
         queues.check(config, problems)
+        signing.check(config, problems)
     except RecursionError:
         raise ConfigError(f"{path}: lists or tables are nested too deeply") from None
     problems.raise_if_any()
@@ -63,6 +76,7 @@ class _Reader:
             fields |= self._table(tree.get(name, {}), (name,), name)
         spool = fields.setdefault("spool", "")
         fields.setdefault("host_name", "")
+        fields["domain_keys"] = self._domain_keys(fields.get("domain_keys", ()), ("domain-key",))
         domains = self._layer(tree, (), self._mx)
         vmtas = self._vmtas()
         pools = self._pools(vmtas)
@@ -139,6 +153,7 @@ class _Reader:
                 self._complain(path, f'a VMTA cannot be named "{name}": the journal of a process is named so')
             fields = self._table(raw, path, "vmta")
             policy = fields.pop("policy", "")
+            fields["domain_keys"] = self._domain_keys(fields.get("domain_keys", ()), (*path, "domain-key"))
             layers = [self._policy(policy, raw["policy"], (*path, "policy"))] if policy else []
             if warm_up := fields.pop("warm_up", None):
                 setting = Setting(warm_up, *self._document.place((*path, "warm-up")))
@@ -147,6 +162,10 @@ class _Reader:
             rules = (*self._responses(raw, path), *self._policy_responses.get(policy, ()))
             vmtas[name] = Vmta(name=name, layers=tuple(layer for layer in layers if layer), responses=rules, **fields)
         return vmtas if "default" in vmtas else {"default": Vmta(name="default")} | vmtas
+
+    def _domain_keys(self, found: Iterable[DomainKey], path: Path) -> tuple[DomainKey, ...]:
+        file, line = self._document.place(path)
+        return tuple(DomainKey(key.selector, key.domain, self._resolved(path, key.path), file, line) for key in found)
 
     def _pools(self, vmtas: dict[str, Vmta]) -> dict[str, Pool]:
         pools: dict[str, Pool] = {}

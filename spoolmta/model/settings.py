@@ -50,6 +50,16 @@ class Secret(msgspec.Struct, frozen=True):
     __str__ = __repr__
 
 
+class DomainKey(msgspec.Struct, frozen=True):
+    """A DKIM key: `path` is its PEM file, `domain` "*" any; `file` and `line` are where it is named."""
+
+    selector: str
+    domain: str
+    path: str
+    file: str = ""
+    line: int = 0
+
+
 class DomainPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that holds for one (VMTA, site, domain), complete. Field names are the directives with `_` for `-`.
 
@@ -131,6 +141,14 @@ class DomainPolicy(msgspec.Struct, frozen=True, kw_only=True):
     reuse_ssl_session: bool = True
     use_dane: bool = False
     use_mta_sts: bool = False
+    dkim_sign: bool = True
+    dkim_identity: str = "sender-or-from"
+    dkim_headers: tuple[str, ...] = ()
+    dkim_headers_canon: Literal["relaxed", "simple"] = "relaxed"
+    dkim_body_canon: Literal["relaxed", "simple"] = "relaxed"
+    dkim_add_timestamp: bool = True
+    dkim_expire_after: float = math.inf
+    dkim_disallow_adding_headers: bool = True
 
 
 class ResponseAction(enum.Enum):
@@ -238,6 +256,7 @@ class Vmta(msgspec.Struct, frozen=True, kw_only=True):
     max_smtp_msg_rate: Rate = UNLIMITED
     max_smtp_data_volume_rate: Rate = UNLIMITED
     cold_virtual_mta: tuple[str, ...] = ()
+    domain_keys: tuple[DomainKey, ...] = ()
     layers: tuple[tuple[DomainTable, ...], ...] = ()
     responses: tuple[ResponseRule, ...] = ()
 
@@ -334,6 +353,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     spool: str
     user: str = ""
     custom_dsn_from_header: str = ""
+    domain_keys: tuple[DomainKey, ...] = ()
     sleep_after: float = 60.0
     event_loop: Literal["uvloop", "asyncio"] = "uvloop"
     min_free_space: int = 500_000_000

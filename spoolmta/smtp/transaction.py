@@ -14,7 +14,7 @@ Too many recipients (RFC 5321 section 4.5.3.1.10): who is refused for that, behi
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from spoolmta import bounce, sevenbit
 from spoolmta.model import Answer, Failure, FailureKind, Recipient, Reply, Stage
@@ -34,11 +34,17 @@ def transaction(
     *,
     ret: str = "",
     envid: str = "",
+    sign: Callable[[bytes], bytes] | None = None,
 ) -> Transaction:
-    """Send one message to up to a connection's worth of recipients. `content` is CRLF text, not yet dot-stuffed."""
+    """Send one message to up to a connection's worth of recipients. `content` is CRLF text, not yet dot-stuffed; `sign`
+    gets it as it will go out, and gives it back with what it adds."""
     keywords = offered.keywords
-    if 0 < offered.max_size < len(content) or ("8BITMIME" not in keywords and not content.isascii()):
-        fit = _fit(content, offered)
+    if (
+        sign is not None
+        or 0 < offered.max_size < len(content)
+        or ("8BITMIME" not in keywords and not content.isascii())
+    ):
+        fit = _fit(content, offered, sign)
         if isinstance(fit, Failure):
             return Result([Answer(Stage.MAIL, fit)] * len(recipients), True)
         content = fit
@@ -94,14 +100,17 @@ def _one_by_one(state: _State, commands: list[bytes]) -> Generator[Step, list[Re
         state.read_rcpt(index, (yield Step(commands[index + 1], 1, Stage.RCPT))[0])
 
 
-def _fit(content: bytes, offered: Capabilities) -> bytes | Failure:
-    """The content as this server takes it (RFC 1870 section 6.1, RFC 6152 section 3), or why it cannot have it."""
+def _fit(content: bytes, offered: Capabilities, sign: Callable[[bytes], bytes] | None) -> bytes | Failure:
+    """The content as this server takes it (RFC 1870 section 6.1, RFC 6152 section 3), or why it cannot have it. Signed
+    is what goes out: behind the conversion, and the size is with the signature."""
     if "8BITMIME" not in offered and not content.isascii():
         try:
             content = sevenbit.convert(content)
         except sevenbit.Unconvertible as error:
             text = f"the host does not offer 8BITMIME, and {error}"
             return Failure(FailureKind.UNCONVERTIBLE, text)
+    if sign is not None:
+        content = sign(content)
     if 0 < offered.max_size < len(content):
         text = f"the message has {len(content)} bytes, and the host takes {offered.max_size}"
         return Failure(FailureKind.TOO_BIG, text)

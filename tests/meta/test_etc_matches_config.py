@@ -8,8 +8,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from spoolmta import config, policy
+from spoolmta.cli.frame import cli
 from spoolmta.model import Config, DomainPolicy, Pool, Secret, Source, Vmta, WarmUp
 from tests.support.tls import Authority
 
@@ -28,6 +30,10 @@ def with_everything(tmp_path: Path) -> Config:
     authority = Authority(tmp_path)
     shutil.copy(authority.ca, tmp_path / "etc/ca.pem")
     shutil.copy(authority.certificate("mta.example.com"), tmp_path / "etc/client.pem")
+    for selector in ("s1", "s2", "news"):
+        key = tmp_path / f"etc/keys/example.com.{selector}.pem"
+        assert CliRunner().invoke(cli, ["dkim", "keygen", selector, "example.com", "--output", str(key)]).exit_code == 0
+        key.chmod(0o640)
     (tmp_path / "etc/spoolmta.toml").write_text(f"{uncommented()}\n[vmta.news]\n")
     return config.load(str(tmp_path / "etc/spoolmta.toml"))
 
@@ -74,7 +80,7 @@ def test_the_examples_that_are_commented_out_load_too(with_everything: Config) -
 
 def test_the_defaults_it_tells_are_the_defaults(with_everything: Config) -> None:
     told = {field: setting.value for field, setting in with_everything.domains[0].settings.items()}
-    examples = ("smtp_hosts", *(field for field in told if field.startswith("source_ip_")))
+    examples = ("smtp_hosts", "dkim_headers", *(field for field in told if field.startswith("source_ip_")))
     told |= dict.fromkeys(examples, ()) | {"queue_to": "", "auth_username": "", "auth_password": Secret()}
     told |= {"smtp_tls_ciphers": "", "smtp_tls_ca_file": "", "smtp_client_certificate": ""}  # examples too
     told |= {"connection_idle_timeout": 0.0}  # the one that is set on purpose

@@ -32,6 +32,7 @@ SHARED = "integration/test_limits_hold_over_processes.py::"
 REROUTED = "integration/test_mail_goes_to_another_vmta_instead.py::"
 ALERTS = "integration/test_operators_get_mail_about_queues.py::"
 CATEGORIES = "integration/test_bounces_have_categories.py::"
+SIGNED = "integration/test_mail_is_signed.py::"
 PROGRAMS = "integration/test_rows_go_to_programs.py::"
 COMMANDS = "integration/test_commands_answer.py::"
 
@@ -185,6 +186,17 @@ SCENARIOS = {
     "bounce.names": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
     "bounce.pattern": CATEGORIES + "test_rows_have_the_category_of_the_first_rule_that_holds",
     "bounce.sample": CATEGORIES + "test_lint_tells_of_rules_that_can_decide_nothing_with_their_lines",
+    "domain-key": SIGNED + "test_a_key_of_all_signs_where_the_vmta_has_none_for_the_domain",
+    "vmta.domain-key": SIGNED + "test_the_vmtas_own_keys_sign_one_signature_for_each_kind",
+    "domain.dkim-sign": SIGNED + "test_dkim_sign_can_be_off_for_a_domain_and_no_key_is_no_signature",
+    "domain.dkim-identity": SIGNED + "test_the_identity_is_the_senders_the_authors_or_a_given_one",
+    "domain.dkim-headers": SIGNED + "test_fields_that_were_asked_for_are_signed_and_none_that_matters_can_be_added",
+    "domain.dkim-disallow-adding-headers": SIGNED
+    + "test_fields_that_were_asked_for_are_signed_and_none_that_matters_can_be_added",
+    "domain.dkim-headers-canon": SIGNED + "test_signatures_are_relaxed_or_simple_as_asked",
+    "domain.dkim-body-canon": SIGNED + "test_signatures_are_relaxed_or_simple_as_asked",
+    "domain.dkim-add-timestamp": SIGNED + "test_a_signature_has_its_time_and_its_end_as_asked",
+    "domain.dkim-expire-after": SIGNED + "test_a_signature_has_its_time_and_its_end_as_asked",
     "acct-file.map-header-to-field": FILES + "test_a_file_has_the_columns_and_header_fields_it_asks_for",
     "acct-file.user-string": FILES + "test_a_file_has_the_columns_and_header_fields_it_asks_for",
     "acct-file.iso-times": FILES + "test_times_are_numbers_and_others_may_read_a_file_where_that_is_wanted",

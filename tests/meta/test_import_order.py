@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address pattern wording columns privacy config derived here policy entry message selection
-    reasons bounce verdict response trigger lint record notify dsn rate condition alert switch limits backlog
+PURE = """errors model address pattern wording columns privacy dkim config derived here policy entry message
+    selection reasons bounce verdict response trigger lint record notify dsn rate condition alert switch limits backlog
     waiting dealing warming site sources action agenda concurrency sharing metering assignment sessions sites
     schedule view reaction lifecycle flight sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance
     smtp.auth smtp.starttls routing row sought export reports.report reports.spread reports.chosen reports.asking
@@ -19,12 +19,12 @@ PURE = """errors model address pattern wording columns privacy config derived he
     reports.page""".split()
 INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.layout common commons markers spool.intake
     spool.partition spool.outbox spool.audit accounting logfiles log warehouse rotation program resolver tls_channel tls
-    sts_fetch sts_cache protection transport opener control mailhosts dealer""".split()
+    sts_fetch sts_cache keyring protection transport opener control mailhosts dealer""".split()
 PROCESSES = """process children overview state arrivals survey lane reporter reminder mailer ledger clearance
     switchboard standin passage standing rerouting inflow carrier pickup delivery feeder supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
-FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.log cli.report cli.explain
-    cli.classify cli __main__""".split()
+FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.log cli.report cli.dkim
+    cli.explain cli.classify cli __main__""".split()
 FOLDERS = ("model", "config")
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+
+from spoolmta import dkim
+from spoolmta.model import DomainPolicy
+
+EMPTY = {
+    ("simple", b""): "frcCV1k9oG9oKj3dpUqdJg1PxRT2RSN/XKdLCPjaYaY=",
+    ("relaxed", b""): "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+    ("simple", b"\r\n\r\n"): "frcCV1k9oG9oKj3dpUqdJg1PxRT2RSN/XKdLCPjaYaY=",
+    ("relaxed", b" \t\r\n\r\n"): "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+}
+
+
+@pytest.mark.parametrize(("canon", "body"), [*EMPTY])
+def test_an_empty_body_has_the_hash_of_rfc_6376(canon: dkim.Canon, body: bytes) -> None:
+    assert base64.b64encode(hashlib.sha256(dkim.canonical_body(body, canon)).digest()).decode() == EMPTY[canon, body]
+
+
+FOOTBALL = (
+    b"From: Joe SixPack <joe@football.example.com>\r\nTo: Suzie Q <suzie@shopping.example.net>\r\n"
+    b"Subject: Is dinner ready?\r\nDate: Fri, 11 Jul 2003 21:00:37 -0700 (PDT)\r\n"
+    b"Message-ID: <20030712040037.46341.5F8J@football.example.com>\r\n\r\n"
+    b"Hi.\r\n\r\nWe lost the game.  Are you hungry yet?\r\n\r\nJoe.\r\n"
+)
+BRISBANE = (
+    b"DKIM-Signature: v=1; a=ed25519-sha256; c=relaxed/relaxed;\r\n"
+    b" d=football.example.com; i=@football.example.com;\r\n"
+    b" q=dns/txt; s=brisbane; t=1528637909; h=from : to :\r\n subject : date : message-id : from : subject : date;\r\n"
+    b" bh=2jUSOH9NhtVGCQWNr9BrIAPreKQjO6Sn7XIkfJVOzv8=;\r\n b=\r\n"
+)
+
+
+def test_the_sample_of_rfc_8463_is_reproduced() -> None:
+    header, body = dkim.split(FOOTBALL)
+    digest = base64.b64encode(hashlib.sha256(dkim.canonical_body(body, "relaxed")).digest())
+    assert digest == b"2jUSOH9NhtVGCQWNr9BrIAPreKQjO6Sn7XIkfJVOzv8="
+    seed = base64.b64decode("nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=")
+    pem = Ed25519PrivateKey.from_private_bytes(seed).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    key = dkim.key_of("brisbane", "football.example.com", pem)
+    covered = b"".join(dkim.canonical_field(field.raw, "relaxed") for field in dkim.fields_of(header))
+    made = key.sign(covered + dkim.canonical_field(BRISBANE, "relaxed")[:-2])
+    assert base64.b64encode(made) == (
+        b"/gCrinpcQOoIfuHNQIbq4pgh9kyIK3AQUdt9OdqQehSwhEIug4D11BusFa3bT3FY5OsU7ZbnKELq+eXdp1Q1Dw=="
+    )
+
+
+def test_a_message_of_ten_thousand_fields_is_signed_in_a_moment() -> None:
+    key = dkim.Key("s", "us.test", "rsa-sha256", lambda _: b"signature")
+    content = b"From: a@us.test\r\n" + b"X-Odd: 1\r\nTo: x\r\n" * 5000 + b"\r\nbody\r\n"
+    made = dkim.signed(content, [[key]], DomainPolicy(), 0.0)
+    assert made.count(b"To:") >= 5001
+    assert all(len(line) < 100 for line in made.split(b"\r\n"))
+
+
+def test_a_line_that_is_no_field_is_in_no_field() -> None:
+    header = b"garbage: no\r\nnot a field: x\r\nFrom: a@b.test\r\n more\r\nX:\r\n"
+    assert [field.name for field in dkim.fields_of(header)] == [b"garbage", b"From", b"X"]
+    assert [field.raw for field in dkim.fields_of(header)][1] == b"From: a@b.test\r\n more\r\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "wanted", "found"),
+    [
+        (b"From: a@b.test\r\n", "sender-or-from", "@b.test"),
+        (b"FROM: =?x?= <a@M\xc3\xbcller.test>\r\n", "sender-or-from", "@xn--mller-kva.test"),
+        (b"From: a@b.test\r\nSender: c@d.test\r\n", "sender-or-from", "@d.test"),
+        (b"From: a@b.test\r\nSender: c@d.test\r\n", "strict-from", "@b.test"),
+        (b"From: a@b.test, c@d.test\r\n", "strict-from", "@b.test"),
+        (b"From: a@b.test\r\n", "@e.test", "@e.test"),
+    ],
+)
+def test_the_identity_is_that_of_the_message_or_the_configured_one(header: bytes, wanted: str, found: str) -> None:
+    assert dkim.identity_of(dkim.fields_of(header), wanted) == found
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"To: x\r\n", "no-from"),
+        (b"From: a@b.test\r\nfrom: c@d.test\r\n", "two-from"),
+        (b"From: nobody\r\n", "no-address"),
+    ],
+)
+def test_without_one_author_there_is_no_identity(header: bytes, reason: str) -> None:
+    with pytest.raises(dkim.Unsigned, match=f"^{reason}$"):
+        dkim.identity_of(dkim.fields_of(header), "@e.test" if reason != "no-address" else "strict-from")
+
+
+def test_a_file_that_is_no_key_says_why() -> None:
+    encrypted = rsa.generate_private_key(65537, 1024).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")
+    )
+    curve = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = b"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n"
+    public += b"-----END PUBLIC KEY-----\n"
+    for pem, sentence in (
+        (encrypted, "the key is encrypted"),
+        (curve, "neither RSA nor Ed25519"),
+        (public, "there is no private key in it"),
+        (b"", "there is no private key in it"),
+    ):
+        with pytest.raises(dkim.BadKey, match=sentence):
+            dkim.key_of("s", "us.test", pem)

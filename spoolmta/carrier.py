@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from spoolmta import dkim, entry, message, rate, reaction
+from spoolmta import dkim, domainkeys, entry, message, rate, reaction
 from spoolmta.keyring import Keyring
 from spoolmta.lane import Lane
 from spoolmta.ledger import Ledger, Way
@@ -119,7 +119,7 @@ class Carrier:
         content = message.content(loaded.data, loaded.parsed)
         lane.size = len(content)
         sign = None
-        if self._keyring.files and lane.policy.dkim_sign:
+        if self._keyring.files and (lane.policy.dkim_sign or lane.policy.dk_sign):
             if self._keyring.trouble:
                 self._on_result(lane, refuse(lane.sent, self._keyring.refusal))
                 return
@@ -132,8 +132,12 @@ class Carrier:
 
     def _sign(self, lane: Lane, content: bytes) -> bytes:
         """The content as it goes out, with signatures; a message that has not one From goes without, and is counted."""
+        keys, policy = self._keyring.keys, lane.policy
         try:
-            content = dkim.signed(content, self._keyring.keys, lane.policy, self._process.now())
+            if policy.dkim_sign:
+                content = dkim.signed(content, keys, policy, self._process.now())
+            if policy.dk_sign:
+                content = domainkeys.signed(content, keys, policy)
         except dkim.Unsigned as reason:
             self._row.add(Cell.UNSIGNED, 1)
             log.info("%s/%s/%s is sent without a signature: %s", self._vmta, lane.domain, lane.name, reason)

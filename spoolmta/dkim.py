@@ -21,7 +21,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from spoolmta import address
@@ -52,12 +52,14 @@ class Unsigned(Exception):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A signing key. `domain` "*" is any. `sign` makes the signature of the bytes that are hashed."""
+    """A signing key. `domain` "*" is any. `sign` makes the signature of the bytes that are hashed, `sign_sha1` (of an
+    RSA key) the one for DomainKeys."""
 
     selector: str
     domain: str
     algorithm: Literal["rsa-sha256", "ed25519-sha256"]
     sign: Callable[[bytes], bytes]
+    sign_sha1: Callable[[bytes], bytes] | None = None
 
 
 class BadKey(ValueError):
@@ -78,7 +80,13 @@ def key_of(selector: str, domain: str, pem: bytes) -> Key:
         raise BadKey("the key is neither RSA nor Ed25519")
     if private.key_size < SHORTEST:
         raise BadKey(f"the key has {private.key_size} bits: receivers ignore less than {SHORTEST} (RFC 8301)")
-    return Key(selector, domain, "rsa-sha256", lambda data: private.sign(data, PKCS1v15(), SHA256()))
+    return Key(
+        selector,
+        domain,
+        "rsa-sha256",
+        lambda data: private.sign(data, PKCS1v15(), SHA256()),
+        lambda data: private.sign(data, PKCS1v15(), SHA1()),
+    )
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -156,7 +164,7 @@ def choose(keys: Sequence[Key], identity: str) -> dict[str, Key]:
         if key.algorithm not in found or near > found[key.algorithm][0]:
             found[key.algorithm] = near, key
     return {
-        algorithm: key if near >= 0 else Key(key.selector, domain, key.algorithm, key.sign)
+        algorithm: key if near >= 0 else Key(key.selector, domain, key.algorithm, key.sign, key.sign_sha1)
         for algorithm, (near, key) in found.items()
     }
 
@@ -195,14 +203,14 @@ def _signature(
         tags.append(f"t={begun};")
     if is_mortal:
         tags.append(f"x={begun + int(policy.dkim_expire_after)};")
-    tags += [*_folded("h=", names, ":", ";"), f"bh={digest};", "b="]
+    tags += [*folded("h=", names, ":", ";"), f"bh={digest};", "b="]
     line = ("DKIM-Signature: " + "\r\n\t".join(tags)).encode()
     made = base64.b64encode(key.sign(covered + canonical_field(line + b"\r\n", canon)[:-2])).decode()
     pieces = [made[at : at + LINE] for at in range(0, len(made), LINE)]
     return line + "\r\n\t".join(pieces).encode() + b"\r\n"
 
 
-def _folded(begin: str, words: Sequence[str], between: str, end: str) -> list[str]:
+def folded(begin: str, words: Sequence[str], between: str, end: str) -> list[str]:
     """Words in lines of about LINE characters."""
     lines, line = [], begin
     for number, word in enumerate(words):

@@ -156,6 +156,8 @@ DOMAIN: dict[str, Kind] = {
     "dkim-add-timestamp": values.FLAG,
     "dkim-expire-after": rates.DURATION_OR_NEVER,
     "dkim-disallow-adding-headers": values.FLAG,
+    "dk-sign": values.FLAG,
+    "dk-canon": choice("nofws", "simple"),
 }
 PROVIDER: dict[str, Kind] = {"mx": places.MX_PATTERNS, **DOMAIN}
 """`mx` stands only where the provider is named first, in the global tables."""

@@ -149,6 +149,8 @@ class DomainPolicy(msgspec.Struct, frozen=True, kw_only=True):
     dkim_add_timestamp: bool = True
     dkim_expire_after: float = math.inf
     dkim_disallow_adding_headers: bool = True
+    dk_sign: bool = False
+    dk_canon: Literal["nofws", "simple"] = "nofws"
 
 
 class ResponseAction(enum.Enum):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import dkim as dkimpy
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from tests.support.mta import Mta, World
@@ -40,6 +41,12 @@ dkim-disallow-adding-headers = false
 dkim-identity = "@lists.us.test"
 [domain."author.test"]
 dkim-identity = "strict-from"
+[domain."old.test"]
+dk-sign = true
+[domain."older.test"]
+dk-sign = true
+dk-canon = "simple"
+dkim-sign = false
 [domain."seven.test"]
 ignore-8bitmime = true
 """
@@ -57,6 +64,8 @@ MAIL = (
     ("plain", "a@sender.test", "From: a@us.test\nSender: x@other.test"),
     ("plain", "a@author.test", "From: a@us.test\nSender: x@other.test"),
     ("plain", "a@stranger.test", "From: a@other.test"),
+    ("plain", "a@old.test", "From: a@us.test\nTo:  x @ y.test"),
+    ("plain", "a@older.test", "From: a@us.test"),
     ("plain", "a@two.test", "From: a@us.test\nFrom: b@us.test"),
     ("plain", "a@none.test", "Date: today"),
     ("plain", "a@seven.test", "From: a@us.test\nMIME-Version: 1.0\nContent-Type: text/plain; charset=utf-8"),
@@ -128,7 +137,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             data = file.read_bytes()
             found = re.search(rb"X-Test-Id: a@(\w+)\.test\r\n", data)
             assert found
-            begin = min(at for at in (data.find(b"DKIM-Signature:"), found.start()) if at >= 0)
+            begin = min(
+                at for at in (data.find(b"DKIM-Signature:"), data.find(b"DomainKey-"), found.start()) if at >= 0
+            )
             received[found[1].decode()] = data[begin:]
         yield Scene(mta, received, records)
 
@@ -189,6 +200,30 @@ def test_what_is_made_7_bit_for_a_host_is_signed_as_it_goes_out(scene: Scene) ->
     assert scene.received["seven"].isascii()
     assert len(scene.tags("seven")) == 1
     assert scene.verifies("seven")
+
+
+def test_domainkeys_signatures_stand_beside_where_they_are_asked_for(scene: Scene) -> None:
+    key = serialization.load_der_public_key(base64.b64decode(scene.records["all._domainkey.us.test"].split(b"p=")[1]))
+    assert isinstance(key, rsa.RSAPublicKey)
+    for name, canon in (("old", "nofws"), ("older", "simple")):
+        header, _, body = scene.received[name].partition(b"\r\n\r\n")
+        found = re.match(rb"DomainKey-Signature: ((?:.*\r\n\t)*.*)\r\n", header)
+        assert found
+        text = re.sub(r"\r\n\t", "", found[1].decode())
+        tags = dict(part.strip().split("=", 1) for part in text.split(";"))
+        assert (tags["a"], tags["c"], tags["d"], tags["s"]) == ("rsa-sha1", canon, "us.test", "all")
+        names = tags["h"].lower().split(":")
+        lines = re.findall(rb"(?m)^([^ \t:]+)(:(?:.*\r\n[ \t])*.*)", header + b"\r\n")
+        covered = [start + rest.rstrip(b"\r") for start, rest in lines if start.decode().lower() in names]
+        body = body.rstrip(b"\r\n") + b"\r\n"
+        if canon == "nofws":
+            covered = [field.translate(None, b" \t\r\n") for field in covered]
+            body = body.translate(None, b" \t")
+        signed = b"".join(field + b"\r\n" for field in covered) + b"\r\n" + body
+        key.verify(base64.b64decode(tags["b"]), signed, padding.PKCS1v15(), hashes.SHA1())
+    assert len(scene.tags("old")) == 1
+    assert scene.verifies("old")
+    assert scene.tags("older") == []
 
 
 def test_a_message_without_one_author_goes_unsigned_and_is_counted(scene: Scene) -> None:

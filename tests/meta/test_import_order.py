@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "spoolmta"
 
-PURE = """errors model address pattern wording columns privacy dkim config derived here policy entry message
+PURE = """errors model address pattern wording columns privacy dkim domainkeys config derived here policy entry message
     selection reasons bounce verdict response trigger lint record notify dsn rate condition alert switch limits backlog
     waiting dealing warming site sources action agenda concurrency sharing metering assignment sessions sites
     schedule view reaction lifecycle flight sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance

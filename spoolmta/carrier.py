@@ -119,26 +119,30 @@ class Carrier:
         content = message.content(loaded.data, loaded.parsed)
         lane.size = len(content)
         sign = None
-        if self._keyring.files and (lane.policy.dkim_sign or lane.policy.dk_sign):
+        has_options = bool(self._keyring.sources) and (loaded.name.source or "pickup") in self._keyring.sources
+        if has_options or (self._keyring.files and (lane.policy.dkim_sign or lane.policy.dk_sign)):
             if self._keyring.trouble:
                 self._on_result(lane, refuse(lane.sent, self._keyring.refusal))
                 return
-            sign = functools.partial(self._sign, lane)
+            sign = functools.partial(self._sign, lane, has_options)
         envelope = loaded.parsed.envelope
         dialogue = transaction(
             envelope.sender, lane.sent, content, lane.capabilities, ret=envelope.ret, envid=envelope.envid, sign=sign
         )
         connection.run(dialogue, lambda result: self._on_result(lane, result))
 
-    def _sign(self, lane: Lane, content: bytes) -> bytes:
+    def _sign(self, lane: Lane, has_options: bool, content: bytes) -> bytes:
         """The content as it goes out, with signatures; a message that has not one From goes without, and is counted."""
-        keys, policy = self._keyring.keys, lane.policy
+        keys, policy, options = self._keyring.keys, lane.policy, None
         try:
-            if policy.dkim_sign:
-                content = dkim.signed(content, keys, policy, self._process.now())
+            if has_options:
+                content, options = dkim.take_options(content)
+            if policy.dkim_sign is True or (policy.dkim_sign and options is not None):
+                content = dkim.signed(content, keys, policy, self._process.now(), options)
             if policy.dk_sign:
                 content = domainkeys.signed(content, keys, policy)
         except dkim.Unsigned as reason:
+            content = reason.content or content
             self._row.add(Cell.UNSIGNED, 1)
             log.info("%s/%s/%s is sent without a signature: %s", self._vmta, lane.domain, lane.name, reason)
         lane.size = len(content)

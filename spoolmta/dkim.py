@@ -40,6 +40,7 @@ SIGNED = (
 """Fields that are signed where they are (RFC 6376 section 5.4.1)."""
 
 Canon = Literal["relaxed", "simple"]
+_WORD = re.compile(r"[!#-'*+./0-9=?^_`a-z{|}~-]*")
 _BLANKS = re.compile(rb"[ \t]+")
 _FIELD = re.compile(rb"(?:(?<=\n)|\A)([!-9;-~]+)[ \t]*+:[^\r]*+(?:\r\n[ \t][^\r]*+)*+\r\n")
 LINE = 72
@@ -48,7 +49,12 @@ SHORTEST = 1024
 
 
 class Unsigned(Exception):
-    """Why a message is sent without a signature: one word for a count, like `no-from`."""
+    """Why a message is sent without a signature: one word, like `no-from`. `content` is what to send, where that is
+    another than before."""
+
+    def __init__(self, reason: str, content: bytes = b"") -> None:
+        super().__init__(reason)
+        self.content = content
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -96,16 +102,53 @@ class Field(msgspec.Struct, frozen=True):
     raw: bytes
 
 
-def signed(content: bytes, keys: Iterable[Sequence[Key]], policy: DomainPolicy, now: float) -> bytes:
+class Options(msgspec.Struct, frozen=True):
+    """What a message asks for itself (X-DKIM-Options): only keys of this selector and domain, this identity; "" is as
+    configured."""
+
+    selector: str = ""
+    domain: str = ""
+    identity: str = ""
+
+
+def take_options(content: bytes) -> tuple[bytes, Options | None]:
+    """The content without its X-DKIM-Options, and what they say, as PowerMTA has them: `s=s1; d=example.com; i=@a.b`.
+    Raises Unsigned, with the content, for what cannot be obeyed."""
+    header, _ = split(content)
+    found = [match for match in _FIELD.finditer(header) if match[1].lower() == b"x-dkim-options"]
+    if not found:
+        return content, None
+    for match in reversed(found):
+        content = content[: match.start()] + content[match.end() :]
+    text = found[0][0].partition(b":")[2].decode("utf-8", "replace")
+    given = {name.strip(): value.strip() for name, _, value in (item.partition("=") for item in text.split(";"))}
+    given.pop("", None)
+    domain, identity = given.get("d", "").lower(), given.get("i", "").lower()
+    is_known = len(found) == 1 and given.keys() <= {"s", "d", "i", "q"} and given.get("q", "dns/txt") == "dns/txt"
+    if not is_known or not all(_WORD.fullmatch(word) for word in (domain, identity.replace("@", "", 1))):
+        raise Unsigned("bad-options", content)
+    return content, Options(given.get("s", ""), domain, identity if "@" in identity else identity and f"@{identity}")
+
+
+def signed(
+    content: bytes, keys: Iterable[Sequence[Key]], policy: DomainPolicy, now: float, options: Options | None = None
+) -> bytes:
     """The message with a signature for each kind of key (RSA, Ed25519) that fits its identity; as it was, if none does.
     Of the groups of `keys` an earlier one goes before a later one. `content` has CR LF line ends only, `now` is Unix
     seconds. Raises Unsigned."""
     header, body = split(content)
     fields = fields_of(header)
-    identity = identity_of(fields, policy.dkim_identity)
+    options = options or Options()
+    asked = options.identity or (options.domain and f"@{options.domain}")
+    identity = identity_of(fields, asked or policy.dkim_identity)
     chosen: dict[str, Key] = {}
     for group in keys:
-        chosen = choose(group, identity) | chosen
+        wanted = [
+            key
+            for key in group
+            if options.selector in ("", key.selector) and (key.domain == "*" or options.domain in ("", key.domain))
+        ]
+        chosen = choose(wanted, identity) | chosen
     if not chosen:
         return content
     digest = base64.b64encode(hashlib.sha256(canonical_body(body, policy.dkim_body_canon)).digest()).decode()

@@ -10,11 +10,12 @@ from spoolmta.model import Answer, Config, DomainKey, Failure, FailureKind, Stag
 
 
 class Keyring:
-    """`files` is whether any key is configured, `trouble` why one cannot be used: then mail waits, for without a
-    signature it would be taken for forged."""
+    """`sources` are those whose messages may choose a key, `files` is whether any key is configured, `trouble` why one
+    cannot be used: then mail waits, for without a signature it would be taken for forged."""
 
     def __init__(self, config: Config, vmta: str) -> None:
         self.trouble = ""
+        self.sources = frozenset(name for name, source in config.sources.items() if source.process_x_dkim_options)
         groups = [group for group in (config.vmtas[vmta].domain_keys, config.domain_keys) if group]
         self.files = bool(groups)
         self.keys = [self._read(group) for group in groups]

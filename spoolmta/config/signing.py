@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import os
 
 _EXAMPLE = '["s1,example.com,keys/example.com.s1.pem"]'
+IF_PRESENT = "if-x-dkim-options-present"
 _SELECTOR = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*", re.IGNORECASE)
 
 
@@ -58,11 +59,18 @@ def _read_identity(value: object) -> str:
         raise wrong('"sender-or-from", "strict-from", "@example.com" or an address', value) from None
 
 
+def _read_sign(value: object) -> bool | str:
+    if not isinstance(value, bool) and value != IF_PRESENT:
+        raise wrong(f'true, false or "{IF_PRESENT}"', value)
+    return value
+
+
 KEYS = Kind(
     values.listed(_read_key, _EXAMPLE, is_empty_allowed=True),
     lambda keys: toml([f"{key.selector},{key.domain},{key.path}" for key in keys]),  # type: ignore[attr-defined]
 )
 IDENTITY = Kind(_read_identity)
+SIGN = Kind(_read_sign)
 HEADERS = Kind(values.listed(values.FIELD_NAME.read, '["X-Campaign"]', is_empty_allowed=True))
 
 

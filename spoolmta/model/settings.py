@@ -141,7 +141,7 @@ class DomainPolicy(msgspec.Struct, frozen=True, kw_only=True):
     reuse_ssl_session: bool = True
     use_dane: bool = False
     use_mta_sts: bool = False
-    dkim_sign: bool = True
+    dkim_sign: bool | Literal["if-x-dkim-options-present"] = True
     dkim_identity: str = "sender-or-from"
     dkim_headers: tuple[str, ...] = ()
     dkim_headers_canon: Literal["relaxed", "simple"] = "relaxed"
@@ -297,6 +297,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     default_virtual_mta: str = "default"
     process_x_virtual_mta: bool = True
     process_x_job: bool = True
+    process_x_dkim_options: bool = False
     allowed_virtual_mta: tuple[str, ...] = ()
     pickup: str = ""
     max_message_size: int = 50_000_000

@@ -198,6 +198,7 @@ SCENARIOS = {
     "domain.dkim-add-timestamp": SIGNED + "test_a_signature_has_its_time_and_its_end_as_asked",
     "domain.dk-sign": SIGNED + "test_domainkeys_signatures_stand_beside_where_they_are_asked_for",
     "domain.dk-canon": SIGNED + "test_domainkeys_signatures_stand_beside_where_they_are_asked_for",
+    "source.process-x-dkim-options": SIGNED + "test_a_message_chooses_its_key_where_its_source_allows_it",
     "domain.dkim-expire-after": SIGNED + "test_a_signature_has_its_time_and_its_end_as_asked",
     "acct-file.map-header-to-field": FILES + "test_a_file_has_the_columns_and_header_fields_it_asks_for",
     "acct-file.user-string": FILES + "test_a_file_has_the_columns_and_header_fields_it_asks_for",

@@ -94,6 +94,32 @@ def test_without_one_author_there_is_no_identity(header: bytes, reason: str) -> 
         dkim.identity_of(dkim.fields_of(header), "@e.test" if reason != "no-address" else "strict-from")
 
 
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        (b"X-DKIM-Options: s=a; d=B.test; i=@x.b.test", dkim.Options("a", "b.test", "@x.b.test")),
+        (b"x-dkim-options:\r\n\td=b.test;", dkim.Options("", "b.test", "")),
+        (b"X-Dkim-Options: i=b.test; q=dns/txt", dkim.Options("", "", "@b.test")),
+        (b"X-DKIM-Options:", dkim.Options()),
+    ],
+)
+def test_options_are_taken_off_the_message(field: bytes, options: dkim.Options) -> None:
+    before, after = b"Foo-X-DKIM-Options: s=a; d=B.test; i=@x.b.test\r\n", b"From: a@b.test\r\n\r\nbody\r\n"
+    assert dkim.take_options(before + field + b"\r\n" + after) == (before + after, options)
+    assert dkim.take_options(before + after) == (before + after, None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b"X-DKIM-Options: l=1", b"X-DKIM-Options: d=a b", b"X-DKIM-Options: key-list=x", b"X-DKIM-Options: i=a@b@c",
+     b"X-DKIM-Options: d=a\r\nX-DKIM-Options: d=a", b"X-DKIM-Options: d=\xc3\xa9.test"],
+)  # fmt: skip
+def test_options_that_cannot_be_obeyed_are_taken_off_too(field: bytes) -> None:
+    with pytest.raises(dkim.Unsigned, match="bad-options") as caught:
+        dkim.take_options(field + b"\r\nFrom: a@b.test\r\n\r\n")
+    assert caught.value.content == b"From: a@b.test\r\n\r\n"
+
+
 def test_a_file_that_is_no_key_says_why() -> None:
     encrypted = rsa.generate_private_key(65537, 1024).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")

@@ -49,7 +49,7 @@ check: install ## Lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-interop: install ## Tests against Debian's postfix and swaks (skipped with a message where they are absent)
+interop: install ## Tests against Debian's postfix, swaks, OpenDKIM, ... (skipped with a message where they are absent)
 	$(BIN)/python -m pytest -m interop tests/interop
 
 torture: install ## Long runs: crashes, and what delivery promises as a table

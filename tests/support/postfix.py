@@ -28,6 +28,7 @@ import pytest
 from tests.support.mta import BASE, ROUTE, Mta, wait_for
 
 HOST = "127.0.0.1"
+PACKAGES = "postfix swaks opendkim-tools libmail-dkim-perl unbound"
 
 MAIN_CF = """\
 compatibility_level = 3.6
@@ -95,7 +96,7 @@ def needs(*programs: str, root: bool = False) -> pytest.MarkDecorator:
     """Skips where these programs are not installed, or where we are not root and have to be."""
     missing = [name for name in programs if find_program(name) is None]
     if missing:
-        reason = f"{' and '.join(missing)} not installed (Debian: apt-get install postfix swaks)"
+        reason = f"{' and '.join(missing)} not installed (Debian: apt-get install {PACKAGES})"
     else:
         reason = "only root can start Postfix"
     return pytest.mark.skipif(bool(missing) or (root and os.geteuid() != 0), reason=reason)

@@ -200,6 +200,14 @@ def make_certificate(path: Path) -> Path:
     return path
 
 
+def make_key(path: Path) -> Path:
+    """An RSA key of 2,048 bits, which both systems sign with."""
+    if not path.exists():
+        run_quietly(find_program("openssl"), "genrsa", "-out", str(path), "2048")
+        path.chmod(0o600)
+    return path
+
+
 def stop_process(process: subprocess.Popen[bytes], patience: float) -> bool:
     """SIGTERM, and SIGKILL after `patience` seconds; whether SIGTERM was enough."""
     if process.poll() is not None:

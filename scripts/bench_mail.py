@@ -30,6 +30,7 @@ class Work:
     messages: int = 0  # 0: as many as the seconds of a round allow
     run: int = 1  # so many messages in a row are for the same domain and VMTA
     tls: bool = False
+    signed: bool = False  # DKIM, RSA-2048
     mixed: bool = False  # some deferred, some bounced, rate limits on
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench_feeders import SESSIONS, SmtpSources, Source
-from bench_machine import find_program, refuse_listened_port, run_quietly, wait_for_port
+from bench_machine import find_program, make_key, refuse_listened_port, run_quietly, stop_process, wait_for_port
 from bench_mail import Mail, Work
 from bench_measure import BenchError, ProcessStat, ProcessTree, RowCounter, read_stat
 
@@ -37,6 +37,20 @@ mynetworks = 127.0.0.0/8
 relayhost = [127.0.0.1]:{sink_port}
 default_destination_concurrency_limit = 50
 message_size_limit = 10240000
+"""
+FOR_SIGNATURES = "smtpd_milters = inet:127.0.0.1:{port}\nmilter_default_action = tempfail\n"
+OPENDKIM = """\
+Mode s
+Domain bench.test
+Selector bench
+KeyFile {key}
+RequireSafeKeys no
+Canonicalization relaxed/relaxed
+OversignHeaders From,To,Subject,Date,Message-ID
+InternalHosts 127.0.0.0/8
+Socket inet:{port}@127.0.0.1
+PidFile {base}/opendkim.pid
+Syslog no
 """
 FOR_TLS = "smtp_tls_security_level = encrypt\n"
 # What is put off is tried again at once, or rounds would end with a wait for it.
@@ -85,6 +99,7 @@ class Postfix:
         self._work = Work("none yet")
         self._started = False
         self._fed: Source | SmtpSources | None = None
+        self._signing: subprocess.Popen[bytes] | None = None
         for directory in (base, self.config, self.queue, base / "data", base / "log"):
             directory.mkdir(mode=0o755)
         shutil.chown(base / "data", run_quietly(find_program("postconf"), "-d", "-h", "mail_owner").strip())
@@ -96,6 +111,8 @@ class Postfix:
     def _configure(self, work: Work, more: str = "") -> None:
         text = MAIN_CF.format(base=self.base, sink_port=self.sink_port) + more
         text += (FOR_TLS if work.tls else "") + (FOR_A_MIX if work.mixed else "")
+        if work.signed:
+            text += FOR_SIGNATURES.format(port=self.port + 1)
         if work.hosts:
             routes = [f"{domain} smtp:[{host}]:{self.sink_port}\n" for domain, host in work.hosts.items()]
             (self.config / "transport").write_text("".join(routes))
@@ -108,9 +125,21 @@ class Postfix:
         run_quietly(self._program, "-c", self.config, "start")
         wait_for_port(self.port)
 
+    def _start_signing(self) -> None:
+        """OpenDKIM as Debian has it, on the port beside Postfix's."""
+        port = self.port + 1
+        refuse_listened_port(port)
+        key = make_key(self.base.parent / "bench.pem")
+        (self.config / "opendkim.conf").write_text(OPENDKIM.format(key=key, port=port, base=self.base))
+        command = [find_program("opendkim"), "-f", "-x", str(self.config / "opendkim.conf")]
+        self._signing = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        wait_for_port(port)
+
     def open_fed(self, work: Work) -> None:
         """Start it and send one message in each session, so that the round finds its processes warm."""
         self._configure(work)
+        if work.signed:
+            self._start_signing()
         self._start()
         self._submit(RowCounter(self.log, MARKERS), "delivered", work.size, SESSIONS)
 
@@ -175,6 +204,9 @@ class Postfix:
         if pid is not None and read_stat(pid) is not None:
             subprocess.run([self._program, "-c", str(self.config), "abort"], capture_output=True)
         self._started = False
+        if self._signing is not None:
+            stop_process(self._signing, 10)
+            self._signing = None
 
     def _submit(self, rows: RowCounter, outcome: str, size: int, messages: int) -> None:
         sources = SmtpSources(self.port, size, messages)

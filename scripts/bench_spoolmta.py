@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from bench_feeders import Dropper, drop_kinds
-from bench_machine import raise_descriptor_limit, stop_process
+from bench_machine import make_key, raise_descriptor_limit, stop_process
 from bench_mail import Mail, Work
 from bench_measure import BenchError, ProcessStat, ProcessTree, RowCounter
 
@@ -49,7 +49,7 @@ class Spoolmta:
     def _render(self, work: Work) -> str:
         records = ", ".join(f'"{record}"' for record in self.records)
         blocks = [
-            'host-name = "bench.test"\nsleep-after = "10m"',
+            'host-name = "bench.test"\nsleep-after = "10m"' + self._key(work),
             f'[spool]\ndirectory = "{self.spool}"\nmin-free-space = "50M"',
             '[source.pickup]\ndefault-virtual-mta = "v0"',
         ]
@@ -72,6 +72,11 @@ class Spoolmta:
             blocks.append(f'[domain."{domain}"]\nsmtp-hosts = ["[{host}]:{self.sink_port}"]')
         blocks.append(f'[[acct-file]]\npath = "{self.spool}/accounting/acct.csv"\nrecords = [{records}]')
         return "\n\n".join(blocks) + "\n"
+
+    def _key(self, work: Work) -> str:
+        if not work.signed:
+            return ""
+        return f'\ndomain-key = ["bench,bench.test,{make_key(self.base.parent / "bench.pem")}"]'
 
     def _start(self) -> None:
         raise_descriptor_limit()

@@ -154,8 +154,9 @@ class Warehouse:
             is_left = source.name and not source.is_packed and _is_whole(source)
             place = f"/proc/self/fd/{source.fileno()}" if is_left else self._place()
             with contextlib.nullcontext() if is_left else _opened(place, "wb") as out:
-                is_plain = _scan(source, out, tell)
-            if is_plain and self._is_read(names, place):
+                rest = _scan(source, out, tell)
+            if rest is not None and self._is_read(names, place):
+                self.skipped += bool(rest and source.name)
                 return [(names, place)]
         return self._copy(source, tell)
 
@@ -291,8 +292,9 @@ def _is_whole(source: LogFile) -> bool:
     return size > 0 and source.read(size - 1, 1) == b"\n"
 
 
-def _scan(source: LogFile, out: IO[bytes] | None, tell: Callable[[int], None]) -> bool:
-    """Whether it is text without zeros and has one header. Its whole rows are written to `out`."""
+def _scan(source: LogFile, out: IO[bytes] | None, tell: Callable[[int], None]) -> int | None:
+    """None unless it is text without zeros and has one header; else how many bytes are behind its last whole row. The
+    whole rows are written to `out`."""
     offset, rest = 0, b""
     while block := source.read(offset, BLOCK):
         offset += len(block)
@@ -300,11 +302,11 @@ def _scan(source: LogFile, out: IO[bytes] | None, tell: Callable[[int], None]) -
         end = block.rfind(b"\n") + 1
         rest, block = block[end:], block[:end]
         if b"\0" in block or b"\ntype," in block or not _is_text(block) or len(rest) > BLOCK:
-            return False
+            return None
         if out is not None:
             out.write(block)
         tell(offset)
-    return True
+    return len(rest)
 
 
 def _is_text(block: bytes) -> bool:

@@ -22,7 +22,7 @@ from spoolmta.spool.layout import Layout
 SEARCHED = ("etc/spoolmta.toml", "/etc/spoolmta/spoolmta.toml")
 
 
-MODULES = ("system", "queue", "log", "report", "figures", "switches", "removal", "explain", "classify")
+MODULES = ("system", "queue", "log", "report", "figures", "switches", "removal", "explain", "classify", "doctor")
 """Where commands are, those that need least first: a script asks `status` often, and all of them take 0.2 s to load."""
 
 

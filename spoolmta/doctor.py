@@ -35,6 +35,7 @@ PATIENCE = 5.0
 """Seconds for one question, within those for all."""
 THREADS = 16
 MAX_RECORDS = 100
+ANY = "*"
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PRIVATE = [*map(ipaddress.ip_network, "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 fc00::/7".split())]
 _ELSEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
@@ -117,17 +118,14 @@ class Inquiry:
 def examine(config: Config, names: tuple[str, ...], wishes: Wishes) -> list[Examined]:
     """Every source address of these VMTAs (all of them, where none is named), in the order of the configuration."""
     inquiry = Inquiry(wishes.nameservers or config.nameservers, wishes.seconds)
-    vmtas = [vmta for name, vmta in config.vmtas.items() if not names or name in names]
-    places = [(vmta, address, ehlo) for vmta in vmtas for address, ehlo in _sources(config, vmta)]
     with ThreadPoolExecutor(THREADS) as pool:
         begun = []
-        for vmta, address, ehlo in places:
-            seen_as = wishes.seen_as.get(address, address)
-            senders, senders_from = _senders(wishes, keys := keys_of(config, vmta), ehlo)
-            subject = Subject(seen_as, ehlo, senders, keys)
-            checks = diagnosis.checks(subject) if _is_public(seen_as) else []
-            futures = [pool.submit(lookup.resolve, check, inquiry.ask) for check in checks]
-            begun.append((vmta.name, address, subject, senders_from, futures))
+        for vmta in _meant(config, names):
+            for address, ehlo in _sources(config, vmta):
+                subject, senders_from = _subject(wishes, keys_of(config, vmta), address, ehlo)
+                checks = diagnosis.checks(subject) if _is_public(subject.address) else []
+                futures = [pool.submit(lookup.resolve, check, inquiry.ask) for check in checks]
+                begun.append((vmta.name, address, subject, senders_from, futures))
         return [
             Examined(
                 name,
@@ -142,19 +140,34 @@ def examine(config: Config, names: tuple[str, ...], wishes: Wishes) -> list[Exam
         ]
 
 
+def _meant(config: Config, names: tuple[str, ...]) -> list[Vmta]:
+    """The VMTA `default` is there unwritten, too: where no source falls back on it, it counts only by its name."""
+    is_idle = len(config.vmtas) > 1 and all(one.default_virtual_mta != "default" for one in config.sources.values())
+    left_out = Vmta(name="default") if is_idle else None
+    return [vmta for vmta in config.vmtas.values() if (vmta.name in names if names else vmta != left_out)]
+
+
 def keys_of(config: Config, vmta: Vmta) -> tuple[DkimKey, ...]:  # noqa: ARG001
-    """The DKIM keys that sign the mail of a VMTA, its own and the global ones. No directive names any yet."""
+    """The DKIM keys that sign the mail of a VMTA, its own and the global ones; the domain "*" is that of any sender. No
+    directive names keys yet."""
     return ()
 
 
-def _senders(wishes: Wishes, keys: tuple[DkimKey, ...], ehlo: str) -> tuple[tuple[Sender, ...], str]:
-    """Whose mail goes out, and how that is known."""
+def _subject(wishes: Wishes, keys: tuple[DkimKey, ...], address: str, ehlo: str) -> tuple[Subject, str]:
+    """Whose mail goes out from an address, and how that is known."""
     domains, known_from = wishes.senders, "--from"
     if not domains:
-        domains, known_from = tuple(dict.fromkeys(key.domain for key in keys)), "domain-key"
+        domains, known_from = tuple(dict.fromkeys(key.domain for key in keys if key.domain != ANY)), "domain-key"
     if not domains:
         domains, known_from = (ehlo,), "the EHLO name"
-    return tuple(Sender(domain, wishes.return_path or domain) for domain in domains), known_from
+    senders = tuple(Sender(domain, wishes.return_path or domain) for domain in domains)
+    signing = [
+        msgspec.structs.replace(key, domain=domain)
+        for key in keys
+        for domain in (domains if key.domain == ANY else (key.domain,))
+    ]
+    seen_as = wishes.seen_as.get(address, address)
+    return Subject(seen_as, ehlo, senders, tuple(dict.fromkeys(signing))), known_from
 
 
 def _sources(config: Config, vmta: Vmta) -> list[tuple[str, str]]:

@@ -48,7 +48,7 @@ def doctor(
     for name in names:
         if name not in config.vmtas:
             raise DataError(f"there is no VMTA called {plain(name)}")
-    if seconds <= 0:
+    if not seconds > 0:
         raise UsageError("--timeout: expected more than 0 seconds")
     wishes = examination.Wishes(
         tuple(domain_of("--from", text) for text in senders),

@@ -161,7 +161,7 @@ class Resolver:
         self._asked: dict[tuple[str, str], asyncio.Future[Found]] = {}
         self._resolver = dns.asyncresolver.Resolver(configure=not nameservers)
         if nameservers:
-            self._resolver.nameservers = [_nameserver(text) for text in nameservers]
+            self._resolver.nameservers = [nameserver(text) for text in nameservers]
         self._resolver.use_edns(0, 0, 1232)
         self._resolver.flags = dns.flags.RD | dns.flags.AD  # RFC 6840 section 5.7: tell us whether it is validated
         self.is_trusted = is_trusted or all(_is_here(server) for server in self._resolver.nameservers)
@@ -323,12 +323,12 @@ class Resolver:
         except (dns.exception.DNSException, OSError, UnicodeError) as error:
             # dnspython's errors and frames hold each other and whole sockets, until the collector comes round.
             traceback.clear_frames(error.__traceback__)
-            text = f"DNS look-up of {kind} {name} failed: {_explain(error)}"
+            text = f"DNS look-up of {kind} {name} failed: {explain(error)}"
             is_late = isinstance(error, dns.resolver.LifetimeTimeout)
             return Found((), time.monotonic() + FAILED_TTL, FailureKind.DNS_TEMPORARY, text, is_late=is_late)
         ttl = answer.expiration - time.time()
         ttl = min(max(ttl, MIN_TTL), MAX_TTL if answer.rrset is not None else MAX_EMPTY_TTL)
-        records = [_text(record) for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
+        records = [text_of(record) for record in list(answer)[:MAX_RECORDS]] if answer.rrset is not None else []
         canonical = answer.canonical_name.to_text(omit_final_dot=True).lower()
         is_secure = self._is_secure(answer.response)
         return Found(tuple(records), time.monotonic() + ttl, is_secure=is_secure, canonical=canonical)
@@ -354,7 +354,7 @@ def _merge(levels: list[list[Host]], more: list[list[Host]]) -> None:
         levels[depth] += level
 
 
-def _text(record: dns.rdata.Rdata) -> str:
+def text_of(record: dns.rdata.Rdata) -> str:
     """A record as text; the strings of a TXT record are one text (RFC 8461 section 3.1)."""
     if record.rdtype == dns.rdatatype.TXT:
         return b"".join(getattr(record, "strings", ())).decode("utf-8", "replace")
@@ -379,7 +379,8 @@ def _literal(domain: str) -> str:
     return ""
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """Why dnspython has no answer, in our words."""
     if isinstance(error, dns.resolver.LifetimeTimeout):
         return "the name servers did not answer in time"
     if isinstance(error, dns.resolver.NoNameservers):
@@ -387,6 +388,7 @@ def _explain(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _nameserver(text: str) -> dns.nameserver.Nameserver:
+def nameserver(text: str) -> dns.nameserver.Nameserver:
+    """Of `address:port`."""
     host, _, port = text.rpartition(":")
     return dns.nameserver.Do53Nameserver(host.strip("[]"), int(port))

@@ -40,6 +40,7 @@ import dns.rdatatype
 import dns.rrset
 
 from spoolmta.errors import ConfigError, UnavailableError, UsageError
+from spoolmta.published.zone import quoted
 
 type_text = dns.rdatatype.to_text
 
@@ -84,17 +85,11 @@ def _parse(name: str, value: object) -> _Entry:
             if kind.upper() in ("MX", "CNAME", "NS", "PTR", "SRV"):
                 texts = [text if text.endswith(".") else text + "." for text in texts]
             if kind.upper() == "TXT":
-                texts = [text if text.startswith('"') else _quoted(text) for text in texts]
+                texts = [text if text.startswith('"') else quoted(text) for text in texts]
             entry.records[kind.upper()] = dns.rdataset.from_text_list("IN", kind, entry.ttl, texts, relativize=False)
     except (dns.exception.DNSException, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{name}: {error}") from error
     return entry
-
-
-def _quoted(text: str) -> str:
-    """TXT data in strings of at most 255 bytes, the way RFC 7208 section 3.3 has them joined."""
-    escaped = [f"\\{byte:03d}" if byte in b'"\\' or not 32 <= byte < 127 else chr(byte) for byte in text.encode()]
-    return " ".join(f'"{"".join(escaped[start : start + 255])}"' for start in range(0, max(1, len(escaped)), 255))
 
 
 class DnsServer:

@@ -22,7 +22,9 @@ from spoolmta.spool.layout import Layout
 SEARCHED = ("etc/spoolmta.toml", "/etc/spoolmta/spoolmta.toml")
 
 
-MODULES = ("system", "queue", "log", "report", "figures", "switches", "removal", "dkim", "explain", "classify")
+MODULES = (
+    "system", "queue", "log", "report", "figures", "switches", "removal", "dkim", "explain", "classify", "doctor",
+)  # fmt: skip
 """Where commands are, those that need least first: a script asks `status` often, and all of them take 0.2 s to load."""
 
 

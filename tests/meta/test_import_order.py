@@ -14,17 +14,18 @@ PURE = """errors model address pattern wording columns privacy dkim domainkeys c
     selection reasons bounce verdict response trigger lint record notify dsn rate condition alert switch limits backlog
     waiting dealing warming site sources action agenda concurrency sharing metering assignment sessions sites
     schedule view reaction lifecycle flight sevenbit dane sts smtp.wire smtp.client smtp.transaction smtp.allowance
-    smtp.auth smtp.starttls routing row sought export reports.report reports.spread reports.chosen reports.asking
-    reports.amounts reports.refusals reports.pace reports.known reports.drawing reports.forms
+    smtp.auth smtp.starttls routing published.lookup published.tags published.zone published.spf_terms published.spf
+    published.dmarc published.dkim_key diagnosis row sought export reports.report reports.spread reports.chosen
+    reports.asking reports.amounts reports.refusals reports.pace reports.known reports.drawing reports.forms
     reports.page""".split()
 INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.layout common commons markers spool.intake
     spool.partition spool.outbox spool.audit accounting logfiles log warehouse rotation program resolver tls_channel tls
     sts_fetch sts_cache keyring protection transport opener control mailhosts dealer""".split()
 PROCESSES = """process children overview state arrivals survey lane reporter reminder mailer ledger clearance
     switchboard standin passage standing rerouting inflow carrier pickup delivery feeder supervisor""".split()
-TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns demo".split()
+TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns doctor demo".split()
 FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.log cli.report cli.dkim
-    cli.explain cli.classify cli __main__""".split()
+    cli.explain cli.classify cli.doctor cli __main__""".split()
 FOLDERS = ("model", "config")
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 
@@ -36,7 +37,7 @@ def modules() -> list[str]:
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
         names.add(next((folder for folder in FOLDERS if f"{name}.".startswith(f"{folder}.")), name))
-    return sorted(names - {"", "smtp", "spool", "reports"})
+    return sorted(names - {"", "smtp", "spool", "reports", "published"})
 
 
 def files(module: str) -> list[Path]:

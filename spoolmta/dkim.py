@@ -18,11 +18,11 @@ from typing import Literal
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from spoolmta import address
 from spoolmta.model import DomainPolicy
@@ -74,18 +74,9 @@ class BadKey(ValueError):
 
 def key_of(selector: str, domain: str, pem: bytes) -> Key:
     """The key in a PEM file. That its numbers belong together is not tried out: it takes 40 ms. Raises BadKey."""
-    try:
-        private = load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)
-    except TypeError:
-        raise BadKey("the key is encrypted: a server cannot ask for its password") from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise BadKey("there is no private key in it: it has to be a PEM file of RSA or Ed25519") from None
+    private = private_of(pem)
     if isinstance(private, Ed25519PrivateKey):
         return Key(selector, domain, "ed25519-sha256", lambda data: private.sign(hashlib.sha256(data).digest()))
-    if not isinstance(private, RSAPrivateKey):
-        raise BadKey("the key is neither RSA nor Ed25519")
-    if private.key_size < SHORTEST:
-        raise BadKey(f"the key has {private.key_size} bits: receivers ignore less than {SHORTEST} (RFC 8301)")
     return Key(
         selector,
         domain,
@@ -93,6 +84,31 @@ def key_of(selector: str, domain: str, pem: bytes) -> Key:
         lambda data: private.sign(data, PKCS1v15(), SHA256()),
         lambda data: private.sign(data, PKCS1v15(), SHA1()),
     )
+
+
+def private_of(pem: bytes, *, is_tried: bool = False) -> Ed25519PrivateKey | RSAPrivateKey:
+    """The private key itself; `is_tried`: an RSA key is also looked at whole. Raises BadKey."""
+    try:
+        private = load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=not is_tried)
+    except TypeError:
+        raise BadKey("the key is encrypted: a server cannot ask for its password") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise BadKey("there is no private key in it: it has to be a PEM file of RSA or Ed25519") from None
+    if isinstance(private, Ed25519PrivateKey):
+        return private
+    if not isinstance(private, RSAPrivateKey):
+        raise BadKey("the key is neither RSA nor Ed25519")
+    if private.key_size < SHORTEST:
+        raise BadKey(f"the key has {private.key_size} bits: receivers ignore less than {SHORTEST} (RFC 8301)")
+    return private
+
+
+def public_text(private: Ed25519PrivateKey | RSAPrivateKey) -> tuple[Literal["rsa", "ed25519"], str]:
+    """What `k=` and `p=` of its record are (RFC 6376 section 3.6.1, RFC 8463 section 4)."""
+    public = private.public_key()
+    if isinstance(public, Ed25519PublicKey):
+        return "ed25519", base64.b64encode(public.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+    return "rsa", base64.b64encode(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
 
 
 class Field(msgspec.Struct, frozen=True):

@@ -20,11 +20,11 @@ import dns.name
 import dns.resolver
 import msgspec
 
-from spoolmta import diagnosis
+from spoolmta import diagnosis, dkim
 from spoolmta.address import show
 from spoolmta.diagnosis import Finding, Sender, Subject, Verdict
 from spoolmta.errors import UnavailableError
-from spoolmta.model import Config, Vmta
+from spoolmta.model import Config, DomainKey, Vmta
 from spoolmta.published import lookup
 from spoolmta.published.dkim_key import DkimKey
 from spoolmta.published.lookup import Answer, Question
@@ -147,10 +147,21 @@ def _meant(config: Config, names: tuple[str, ...]) -> list[Vmta]:
     return [vmta for vmta in config.vmtas.values() if (vmta.name in names if names else vmta != left_out)]
 
 
-def keys_of(config: Config, vmta: Vmta) -> tuple[DkimKey, ...]:  # noqa: ARG001
-    """The DKIM keys that sign the mail of a VMTA, its own and the global ones; the domain "*" is that of any sender. No
-    directive names keys yet."""
-    return ()
+def keys_of(config: Config, vmta: Vmta) -> tuple[DkimKey, ...]:
+    """The DKIM keys that sign the mail of a VMTA, its own and the global ones; the domain "*" is that of any sender.
+    Raises UnavailableError."""
+    return tuple(public_key(key) for key in (*vmta.domain_keys, *config.domain_keys))
+
+
+def public_key(key: DomainKey) -> DkimKey:
+    """What belongs into the DNS for a key. Raises UnavailableError."""
+    try:
+        with open(key.path, "rb") as file:
+            algorithm, public = dkim.public_text(dkim.private_of(file.read(), is_tried=True))
+    except (OSError, dkim.BadKey) as error:
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        raise UnavailableError(f"the key {key.path} cannot be used: {text}") from error
+    return DkimKey(key.selector, key.domain, public, algorithm)
 
 
 def _subject(wishes: Wishes, keys: tuple[DkimKey, ...], address: str, ehlo: str) -> tuple[Subject, str]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import pwd
+import sys
+import time
 import tomllib
 
 import click
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from spoolmta.cli.frame import Group, cli, config_path
+from spoolmta import dkim as signing
+from spoolmta.cli.doctor import nameservers_of
+from spoolmta.cli.frame import Group, cli, config_path, json_option, load, plain, show
 from spoolmta.config import values
 from spoolmta.config.signing import KEYS
-from spoolmta.errors import ConfigError, UnavailableError, UsageError
-
-STRING = 255
-"""Bytes of one string of a TXT record (RFC 1035 section 3.3)."""
+from spoolmta.doctor import Inquiry, public_key
+from spoolmta.errors import ConfigError, TemporaryError, UnavailableError, UsageError
+from spoolmta.model import DomainKey, DomainPolicy
+from spoolmta.published import dkim_key, lookup, zone
+from spoolmta.published.dkim_key import DkimKey
 
 
 @cli.group(cls=Group)
@@ -45,21 +49,71 @@ def keygen(context: click.Context, /, selector: str, domain: str, bits: int, is_
     private = ed25519.Ed25519PrivateKey.generate() if is_ed25519 else rsa.generate_private_key(65537, bits)
     path = output or os.path.join("keys", f"{domain}.{selector}.pem")
     write(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), user_of(context))
-    if isinstance(private, ed25519.Ed25519PrivateKey):
-        public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    else:
-        public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    kind = "ed25519" if is_ed25519 else "rsa"
+    kind, public = signing.public_text(private)
     click.echo(f"the key is in {path}; put this into [vmta.NAME], or at the top of the configuration:", err=True)
     click.echo(f'domain-key = ["{selector},{domain},{path}"]', err=True)
     click.echo("and this record into the zone:", err=True)
-    click.echo(record(selector, domain, f"v=DKIM1; k={kind}; p={base64.b64encode(public).decode()}"))
+    key = DkimKey(selector, domain, public, kind)
+    click.echo(f"{key.name}. IN TXT {zone.quoted(key.record)}")
 
 
-def record(selector: str, domain: str, text: str) -> str:
-    """A line for a zone file, in strings that are short enough."""
-    pieces = [text[at : at + STRING] for at in range(0, len(text), STRING)]
-    return f"{selector}._domainkey.{domain}. IN TXT {' '.join(f'{chr(34)}{piece}{chr(34)}' for piece in pieces)}"
+@dkim.command("check")
+@click.option("--nameserver", "nameservers", multiple=True, metavar="ADDRESS[:PORT]", help="Ask this name server.")
+@click.option("--timeout", "seconds", default=30.0, show_default=True, help="Seconds for all questions together.")
+@json_option
+@click.pass_context
+def check(context: click.Context, /, nameservers: tuple[str, ...], seconds: float, as_json: bool) -> None:
+    """Try every key of the configuration: is it whole, is its record in the DNS, does a message that it signs verify by
+    that record? The exit status is 69 if something is wrong, 75 if something cannot be told."""
+    config = load(context)
+    inquiry = Inquiry(nameservers_of(nameservers) or config.nameservers, seconds)
+    listed = [("all", key) for key in config.domain_keys]
+    listed += [(vmta.name, key) for vmta in config.vmtas.values() for key in vmta.domain_keys]
+    rows = [{"vmta": vmta, "key": key.path, **tried(key, inquiry)} for vmta, key in listed]
+    show(rows, as_json, "no keys: domain-key names them")
+    verdicts = {row["is"] for row in rows}
+    if "wrong" in verdicts:
+        sys.exit(UnavailableError.exit_status)
+    if "cannot tell" in verdicts:
+        sys.exit(TemporaryError.exit_status)
+
+
+def tried(key: DomainKey, inquiry: Inquiry) -> dict[str, str]:
+    """What is to be said of one key."""
+    try:
+        public = public_key(key)
+    except UnavailableError as error:
+        return {"record": "", "is": "wrong", "found": str(error)}
+    if key.domain == "*":
+        return {
+            "record": "",
+            "is": "ok",
+            "found": "for any domain: `spoolmta doctor --from DOMAIN` looks at its record",
+        }
+    try:
+        wrong = lookup.resolve(dkim_key.check(public), inquiry.ask)
+        if not wrong:
+            wrong = verified(key, lookup.resolve(lookup.records(public.name, "TXT"), inquiry.ask)[0])
+    except lookup.Unanswered as error:
+        return {"record": public.name, "is": "cannot tell", "found": plain(str(error))}
+    if wrong:
+        return {"record": public.name, "is": "wrong", "found": plain("; ".join(wrong))}
+    return {"record": public.name, "is": "ok", "found": "a message that is signed by it verifies"}
+
+
+def verified(key: DomainKey, record: str) -> list[str]:
+    """Whether dkimpy, which is not ours, finds good what this key signs."""
+    import dkim as dkimpy  # type: ignore[import-untyped]
+
+    message = f"From: someone@{key.domain}\r\nSubject: test\r\n\r\nHello\r\n".encode()
+    with open(key.path, "rb") as file:
+        mine = signing.key_of(key.selector, key.domain, file.read())
+    made = signing.signed(message, [[mine]], DomainPolicy(), time.time())
+    try:
+        is_good = dkimpy.DKIM(made).verify(dnsfunc=lambda _name, **_: record.encode())
+    except dkimpy.DKIMException as error:
+        return [f"a message that is signed by it does not verify: {error}"]
+    return [] if is_good else ["a message that is signed by it does not verify"]
 
 
 def user_of(context: click.Context) -> str:

@@ -23,7 +23,7 @@ SEARCHED = ("etc/spoolmta.toml", "/etc/spoolmta/spoolmta.toml")
 
 
 MODULES = (
-    "system", "queue", "log", "report", "figures", "switches", "removal", "dkim", "explain", "classify", "doctor",
+    "system", "queue", "log", "report", "figures", "switches", "removal", "explain", "classify", "doctor", "dkim",
 )  # fmt: skip
 """Where commands are, those that need least first: a script asks `status` often, and all of them take 0.2 s to load."""
 

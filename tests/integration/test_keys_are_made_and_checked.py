@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
 import pwd
 import re
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from spoolmta import config, dkim
 from spoolmta.cli.frame import cli
 from spoolmta.errors import ConfigError
+from tests.support.mta import World
 
 BASE = 'host-name = "mta.test"\n{more}\n[spool]\ndirectory = "spool"\n[vmta.news]\n{vmta}\n'
 
@@ -139,3 +141,34 @@ def test_what_is_no_key_is_an_error_with_its_line(tmp_path: Path, line: str, sen
 def test_an_identity_is_a_domain_behind_an_at_sign_or_an_address(tmp_path: Path, identity: str) -> None:
     found = problems(tmp_path, f'[vmta.news.domain."*"]\ndkim-identity = "{identity}"')
     assert 'expected "sender-or-from", "strict-from", "@example.com" or an address' in found
+
+
+def zones_of(record: str) -> dict[str, object]:
+    name, _, text = record.partition(". IN TXT ")
+    return {"test": {"SOA": []}, name: {"TXT": ["".join(re.findall(r'"([^"]*)"', text))]}}
+
+
+def test_check_tells_whether_what_a_key_signs_verifies_by_its_record(tmp_path: Path) -> None:
+    records = {name: keygen(name, "us.test", *options, "--output", f"{name}.pem").stdout.strip()
+               for name, options in (("rsa", ["--bits", "1024"]), ("ed", ["--ed25519"]), ("gone", ["--ed25519"]),
+                                     ("other", ["--bits", "1024"]))}  # fmt: skip
+    zones: dict[str, object] = {}
+    for name in ("rsa", "ed"):
+        zones |= zones_of(records[name])
+    zones |= zones_of(records["rsa"].replace("rsa._domainkey", "other._domainkey"))
+    zones["unknown._domainkey.sick.test"] = "SERVFAIL"
+    keys = [f"{name},us.test,{name}.pem" for name in records] + ["unknown,sick.test,rsa.pem", "any,*,rsa.pem"]
+    with World(tmp_path, zones=zones) as world:
+        more = f'[dns]\nnameservers = ["{world.nameserver}"]'
+        (tmp_path / "spoolmta.toml").write_text(BASE.format(more="", vmta=f"domain-key = {json.dumps(keys)}") + more)
+        result = CliRunner().invoke(cli, ["--config", "spoolmta.toml", "dkim", "check", "--json"])
+        found = {
+            Path(row["key"]).stem + row["record"][:2]: (row["is"], row["found"]) for row in json.loads(result.stdout)
+        }
+    assert result.exit_code == 69
+    assert found["rsars"][0] == found["eded"][0] == "ok"
+    assert found["rsars"][1] == "a message that is signed by it verifies"
+    assert found["gonego"] == ("wrong", "there is no TXT record at gone._domainkey.us.test")
+    assert found["otherot"] == ("wrong", "p= is another key")
+    assert found["rsaun"][0] == "cannot tell"
+    assert found["rsa"][0] == "ok"

@@ -24,8 +24,8 @@ INPUT_OUTPUT = """clock processor descriptors disk shared tally journal spool.la
 PROCESSES = """process children overview state arrivals survey lane reporter reminder mailer ledger clearance
     switchboard standin passage standing rerouting inflow carrier pickup delivery feeder supervisor""".split()
 TOOLS = "sink_script sink_auth sink_counts sink_tls sink_session sink testdns doctor demo".split()
-FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.log cli.report cli.dkim
-    cli.explain cli.classify cli.doctor cli __main__""".split()
+FACE = """cli.frame cli.choice cli.system cli.queue cli.switches cli.removal cli.figures cli.log cli.report
+    cli.explain cli.classify cli.doctor cli.dkim cli __main__""".split()
 FOLDERS = ("model", "config")
 ORDER = [*PURE, *INPUT_OUTPUT, *PROCESSES, *TOOLS, *FACE]
 

@@ -39,9 +39,10 @@ dk-canon = "simple"
 [domain."relay.test"]
 smtp-hosts = ["[127.0.0.1]:{postfix}"]
 """
-FROM = b"From: Some One <someone@us.test>\n"
+FROM = b"From: Some One <someone@us.test>\nDate: Thu, 26 Nov 2026 10:00:00 +0000\n"
+"""OpenDKIM takes no message without a date, and none with two subjects."""
 MESSAGES = {
-    "plain": FROM + b"To: you@there.test\nSubject: hello\nDate: Thu, 26 Nov 2026 10:00:00 +0000\n\nHello\n",
+    "plain": FROM + b"To: you@there.test\nSubject: hello\n\nHello\n",
     "folded": FROM + b"Subject: a very\n\tlong \t subject\n  indeed  \nTo: a@b.test,\n c@d.test\n\n one \t two \n\n\n",
     "8-bit": FROM + "Subject: Grüße\nContent-Type: text/plain; charset=utf-8\nMIME-Version: 1.0\n\nGrüße\n".encode(),
     "bare-cr": FROM + b"Subject: cr\n\nan old\rline end\r\rand\r\nothers\n",
@@ -167,6 +168,8 @@ def test_all_arrive_with_their_signatures(scene: Scene) -> None:
 def test_opendkim_finds_them_good(scene: Scene) -> None:
     program = find_program("opendkim-testmsg") or ""
     for name, path in everything(scene):
+        if name.endswith("-twice"):
+            continue
         done = inside(program, data=path)
         assert (done.returncode, done.stderr) == (0, b""), f"{name}: {done.stderr.decode()}"
 
@@ -174,11 +177,12 @@ def test_opendkim_finds_them_good(scene: Scene) -> None:
 def test_mail_dkim_finds_all_of_them_good(scene: Scene) -> None:
     if inside("perl", "-MMail::DKIM", "-e", "1").returncode:
         pytest.skip("Mail::DKIM is not installed (Debian: apt-get install libmail-dkim-perl)")
+    knows_ed = not inside("perl", "-MMail::DKIM::Algorithm::ed25519_sha256", "-e", "1").returncode  # Debian 12 does not
     for name, path in everything(scene):
         done = inside("perl", "-e", PERL, data=path)
         found = sorted(done.stdout.decode().splitlines())
         expected = ["dkim rsa-sha256 pass"]
-        expected += ["dkim ed25519-sha256 pass"] if " both-" in name else []
+        expected += [f"dkim ed25519-sha256 {'pass' if knows_ed else 'invalid'}"] if " both-" in name else []
         expected += ["domainkeys rsa-sha1 pass"] if " old-" in name or " simple-" in name else []
         assert found == sorted(expected), f"{name}: {found} {done.stderr.decode()}"
 

@@ -36,12 +36,12 @@ demo: install ## Run the main job: drop 300 messages, deliver them through three
 	$(BIN)/spoolmta demo
 
 test: install ## All tests that need nothing but Python
-	$(BIN)/python -m pytest -n 4 --dist loadfile -m 'not torture and not interop'
+	$(BIN)/python -m pytest -n 5 --dist loadfile -m 'not torture and not interop'
 
 test-compiled: compiled ## The same tests on what `make compiled` has made
 	rm -rf $(COMPILED)/tree && mkdir $(COMPILED)/tree
 	cp -r tests scripts etc README.md pyproject.toml setup.py $(COMPILED)/tree
-	cd $(COMPILED)/tree && ../bin/python -m pytest -n 4 --dist loadfile -m 'not torture and not interop' \
+	cd $(COMPILED)/tree && ../bin/python -m pytest -n 5 --dist loadfile -m 'not torture and not interop' \
 		$(addprefix --ignore ,$(NOT_COMPILED)) --deselect $(BREAKS_PROMISES) $(TESTS)
 
 check: install ## Lint and types

@@ -120,6 +120,18 @@ def test_options_that_cannot_be_obeyed_are_taken_off_too(field: bytes) -> None:
     assert caught.value.content == b"From: a@b.test\r\n\r\n"
 
 
+SHORT = b"""-----BEGIN RSA PRIVATE KEY-----
+MIIBOQIBAAJBALFMfrvITYTL6SAxgtMNhVTGKaysPYCn+shH7CuFhWGIKpCigZkH
+jCCTELesYKlYEQrcigswj0NEnKPKmhPblFkCAwEAAQJAV3dAUk1HiMq7sGkcfBgA
+fcjgyFGUacL04hcxOGs/WNRsL4uhCugQiIOaW1SspIuRImibCo4BsYKtUOOmxzjp
+vQIhAOYVOqB5ciql/FftcMIImZ948WSljbpdz0XgBP5sMOCHAiEAxUUpDXPa39rj
+ODdoSSyPXXtivMot/4X0i2ZWr6AZfB8CIH+874SiiFjXOIcUgxKmtauM+O/43fvH
+E0lm+z7JkEVHAiBFcGPT/W0VETqcRjyqTUol0NHfvJdWc7OyAhMPfR6bZwIgPVlL
+bDtbbZn1K0UsJxrR/fpwU92lhLCcPfyP3M9h3bk=
+-----END RSA PRIVATE KEY-----
+"""
+
+
 def test_a_file_that_is_no_key_says_why() -> None:
     encrypted = rsa.generate_private_key(65537, 1024).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")
@@ -129,6 +141,7 @@ def test_a_file_that_is_no_key_says_why() -> None:
     public += b"-----END PUBLIC KEY-----\n"
     for pem, sentence in (
         (encrypted, "the key is encrypted"),
+        (SHORT, "the key has 512 bits: receivers ignore less than 1024"),
         (curve, "neither RSA nor Ed25519"),
         (public, "there is no private key in it"),
         (b"", "there is no private key in it"),

@@ -4,12 +4,13 @@ Each VMTA is first sent one message whose refusal fires its rule, then the mail 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.integration.scenario import drop, from_source, to
+from tests.integration.scenario import drop, to
 from tests.support.mta import Mta, World
 
 RULE = """
@@ -120,8 +121,10 @@ def test_a_volume_of_back_off_holds(system: tuple[World, Mta]) -> None:
 
 
 def test_in_back_off_there_are_no_more_connections_than_it_allows(system: tuple[World, Mta]) -> None:
-    send(system, "connections", 6, "slow-dot-100ms")
-    assert from_source(system[0], source_of("connections"))["peak"] == 1
+    """Each message takes the sink 0.1 s, so with one connection there is that much between any two. (How many it sees
+    at a time says less: one that we have closed it may see for a moment beside the next.)"""
+    found = send(system, "connections", 6, "slow-dot-100ms")
+    assert all(later - earlier > 0.09 for earlier, later in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize("vmta", ["for-a-time", "until-delivery"])

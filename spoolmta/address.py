@@ -25,7 +25,7 @@ _DOMAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*+[a-z0-9_-]{1,63}")
 # The inside of `"`, `[` and `<` is one token. No alternative can match a start that another one would have to
 # scan again from inside, so the time stays linear in the length of the header, however hostile it is.
 _TOKEN = re.compile(
-    r'"(?:[^"\\]|\\.)*+"|\[[^\[\]\\]*+\]|<(?:"(?:[^"\\]|\\.)*+"|[^<>"])*+>|\\.|[^\\"\[<(),:;]++|.', re.DOTALL
+    r'"(?:[^"\\]|\\.)*+"|\[[^\[\]\\]*+\]|<(?:"(?:[^"\\]|\\.)*+"|\\.|[^<>"\\])*+>|\\.|[^\\"\[<(),:;]++|.', re.DOTALL
 )
 _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _ROUTE = re.compile(r"\A@[^:]*:")  # RFC 5321 appendix C: a source route is accepted and ignored
@@ -131,6 +131,7 @@ def listed(text: str) -> Iterator[str]:
     What is no address comes out too, for `split` to refuse: a recipient is never dropped silently.
     """
     words: list[str] = []
+    has_at = False
     angle = ""
     position = 0
     while position < len(text):
@@ -139,17 +140,19 @@ def listed(text: str) -> Iterator[str]:
         token, position = found[0], found.end()
         if token == "(":
             position = _behind_comment(text, position)
-        elif token == ":" and not any("@" in word for word in words):
+        elif token == ":" and not has_at:
             words.clear()  # the name of a group
         elif token in (",", ";"):
             if address := angle or "".join(words).strip():
                 yield address
             words.clear()
+            has_at = False
             angle = ""
         elif token[0] == "<" and len(token) > 1:
             angle = f"<{_ROUTE.sub('', token[1:-1].strip(), count=1)}>"
         else:
             words.append(token)
+            has_at = has_at or "@" in token
     if address := angle or "".join(words).strip():
         yield address
 

@@ -142,9 +142,12 @@ class Carrier:
             if policy.dk_sign:
                 content = domainkeys.signed(content, keys, policy)
         except dkim.Unsigned as reason:
-            content = reason.content or content
-            self._row.add(Cell.UNSIGNED, 1)
-            log.info("%s/%s/%s is sent without a signature: %s", self._vmta, lane.domain, lane.name, reason)
+            if reason.content is not None:
+                content = reason.content
+            if not lane.done:  # once for a message that takes several transactions
+                self._row.add(Cell.UNSIGNED, 1)
+            what = "a DomainKeys signature" if content.startswith(b"DKIM-Signature:") else "a signature"
+            log.info("%s/%s/%s is sent without %s: %s", self._vmta, lane.domain, lane.name, what, reason)
         lane.size = len(content)
         return content
 

@@ -23,6 +23,9 @@ COVERED = frozenset(
 def signed(content: bytes, keys: Iterable[Sequence[Key]], policy: DomainPolicy) -> bytes:
     """The message with a signature by the RSA key of its sender's domain or nearest parent; as it was, if there is
     none. `content` has CR LF line ends only. Raises dkim.Unsigned."""
+    keys = [group for group in keys if group]
+    if not keys:
+        return content
     header, body = dkim.split(content)
     fields = dkim.fields_of(header)
     domain = dkim.identity_of(fields, "sender-or-from")
@@ -31,7 +34,7 @@ def signed(content: bytes, keys: Iterable[Sequence[Key]], policy: DomainPolicy) 
     if key is None or key.sign_sha1 is None:
         return content
     covered = [field for field in fields if field.name.lower() in COVERED]
-    names = dict.fromkeys(field.name.decode() for field in covered)
+    names = {field.name.lower(): field.name.decode() for field in reversed(covered)}
     is_simple = policy.dk_canon == "simple"
     text = b"".join(field.raw if is_simple else _dense(field.raw) + b"\r\n" for field in covered)
     body = _body(body if is_simple else body.translate(None, b" \t"))
@@ -41,7 +44,7 @@ def signed(content: bytes, keys: Iterable[Sequence[Key]], policy: DomainPolicy) 
         raise Unsigned("no-sha1") from None
     pieces = [made[at : at + dkim.LINE] for at in range(0, len(made), dkim.LINE)]
     tags = [f"a=rsa-sha1; q=dns; c={policy.dk_canon};", f"d={key.domain}; s={key.selector};"]
-    tags += [*dkim.folded("h=", [*names], ":", ";"), "b=" + "\r\n\t".join(pieces)]
+    tags += [*dkim.folded("h=", [*reversed(names.values())], ":", ";"), "b=" + "\r\n\t".join(pieces)]
     return ("DomainKey-Signature: " + "\r\n\t".join(tags)).encode() + b"\r\n" + content
 
 

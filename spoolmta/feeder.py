@@ -90,7 +90,18 @@ class Source:
                 position = self._follower.position
                 self.close()
                 self._follower = self._go_on(position)
+            except DataError as error:
+                self._pass_over(error)
         return self._next
+
+    def _pass_over(self, error: DataError) -> None:
+        """Go on behind a file that is none of ours; the current one is looked at again when it is rotated."""
+        later = LogFiles(self._path, "").rotated(self._follower.position.get("after", ""))
+        if later:
+            log.error("%s: it is left out", error)
+            self.close()
+            behind = {"after": later[0][0]}
+            self._follower = acct_log.follow(self._path, behind, wait=False, on_missing="continue")
 
     def _read(self) -> Line | None:
         if self._lines is None:
@@ -335,9 +346,11 @@ class Feeder:
             self._delete_passed()
 
     def _delete_passed(self) -> None:
-        """Delete what lies before the position that is kept: names go on from it."""
+        """Delete what lies before the position that is kept: names go on from it. Listed first is what may go: a file
+        that is rotated in between is among the later ones only."""
+        every = self._files.rotated()
         later = self._files.rotated(self._kept.get("after", ""))
-        for entry in self._files.rotated():
+        for entry in every:
             if entry not in later:
                 disk.remove(entry[1])
 
@@ -349,7 +362,7 @@ class Feeder:
         if math.isinf(self._file.delete_after):
             return []
         oldest = time.time() - self._file.delete_after
-        return [(name, path) for name, path in self._unread_files() if os.path.getmtime(path) < oldest]
+        return [(name, path) for name, path in self._unread_files() if _changed(path) < oldest]
 
     def _clean(self) -> None:
         self._delete_passed()
@@ -374,6 +387,13 @@ class Feeder:
         sizes = [_size(path) for path in (*paths, f"{self._file.path}.rotating", self._file.path)]
         unread = sum(max(0, size - head) for size in sizes) - max(0, offset - head)
         self._row[Cell.QUEUED] = max(0, unread)
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.path.getmtime(path)
+    except FileNotFoundError:
+        return math.inf
 
 
 def _size(path: str) -> int:

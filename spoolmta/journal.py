@@ -18,6 +18,7 @@ Compaction keeps the lines of entries that still lie in the spool and adds the o
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from collections import Counter
 from collections.abc import Collection
@@ -28,6 +29,7 @@ from spoolmta.errors import SpoolError, SyncFailed
 from spoolmta.model import Outcome
 
 ACCEPTED = "A"
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 SETTLED = frozenset(outcome.value for outcome in Outcome)
 COMPACT_AT = 16 << 20
 """Bytes after which a journal is compacted: about 200,000 lines, read back in 0.2 s at a restart."""
@@ -160,6 +162,7 @@ class Journal:
             return
         try:
             disk.replace(self.path, _compacted(read(self.path), living))
+            give_back_memory()
         except OSError as error:
             is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
             if not is_full or isinstance(error, SyncFailed):
@@ -173,6 +176,13 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def give_back_memory() -> None:
+    """What a journal took while it was read (15 MB for 10) is scattered, and stays with the process otherwise: 4 MB of
+    it, each time in other places. Where the C library is not glibc nothing is done."""
+    if _trim is not None:
+        _trim(0)
 
 
 def _compacted(record: Record, living: Collection[str]) -> bytes:

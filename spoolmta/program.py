@@ -112,8 +112,10 @@ class Program:
         return _unread(self._input)
 
     def listen(self) -> None:
-        """Pass on what it has said by now."""
-        while not self._is_silent:
+        """Pass on what it has said by now; one that says more than we hear may wait."""
+        for _ in range(4):
+            if self._is_silent:
+                return
             try:
                 data = os.read(self._errors.fileno(), 65_536)
             except BlockingIOError:
@@ -154,7 +156,7 @@ class Program:
         self.listen()
         self._voice.hear(b"", time.monotonic())
         self._errors.close()
-        unread = _unread(left)
+        unread = _drained(left)
         os.close(left)
         return unread
 
@@ -172,6 +174,15 @@ class Program:
         if self._process.returncode is not None:
             return True
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _drained(descriptor: int) -> int:
+    """How many bytes are taken out of the pipe: what we have nobody else reads, such as a child that is still there."""
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(descriptor, 65_536):
+            count += len(data)
+    return count
 
 
 def _unread(descriptor: int) -> int:

@@ -35,6 +35,8 @@ BLOCK = 1 << 20
 MEMORY = "256MB"
 NUMBERS = {column for column, kind in FIELDS.items() if kind.startswith("int")} | {"totalSecondsQueued"}
 TIMES = {column for column, kind in FIELDS.items() if kind.startswith("float")}
+EARLIEST, LATEST = "TIMESTAMPTZ '1900-01-01'", "TIMESTAMPTZ '9998-12-31'"
+"""Times that can be counted with and shown."""
 LINE, BUFFER = 1 << 18, 1 << 22
 """Bytes of the longest row, and of what is read at once: duckdb's own 32 MB a thread do not go well with MEMORY."""
 ADDED = ("domain", "provider")
@@ -99,37 +101,51 @@ class Warehouse:
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         """The whole answer. Raises UsageError for what is no SQL, UnavailableError for what cannot be done."""
         self._run(sql)
-        return self._connection.fetchall()
+        return self._fetched(self._connection.fetchall)
 
     def stream(self, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """(columns, rows) of an answer that may be long."""
         self._run(sql)
-        names = [column[0] for column in self._connection.description or ()]
+        if not self._connection.description:
+            return [], iter(())
+        names: list[str] = []
+        for column in self._connection.description:
+            name = str(column[0])
+            names.append(name if name not in names else f"{name}_{len(names) + 1}")
         return names, self._rows()
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
-        while rows := self._connection.fetchmany(10_000):
+        while rows := self._fetched(lambda: self._connection.fetchmany(10_000)):
             yield from rows
+            self._tell("writing", 1.0)
+
+    @staticmethod
+    def _fetched(fetch: Callable[[], list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+        try:
+            return fetch()
+        except Exception as error:
+            raise _sentence(error) from error
 
     def _run(self, sql: str) -> None:
         """Beside a look at how far it is, which can also end it."""
         failed: list[BaseException] = []
+        done = threading.Event()  # a join that was interrupted would not wait a second time (Python 3.11)
 
         def work() -> None:
             try:
                 self._connection.execute(sql)
             except BaseException as error:
                 failed.append(error)
+            finally:
+                done.set()
 
-        worker = threading.Thread(target=work)
-        worker.start()
+        threading.Thread(target=work).start()
         try:
-            while worker.is_alive():
-                worker.join(0.1)
+            while not done.wait(0.1):
                 self._tell("counting", max(0.0, self._connection.query_progress() / 100))
         except BaseException:
             self._connection.interrupt()
-            worker.join()
+            done.wait()
             raise
         if failed:
             raise _sentence(failed[0]) from failed[0]
@@ -173,7 +189,8 @@ class Warehouse:
             connection.fetchall()
             return not connection.execute("SELECT * FROM reject_errors LIMIT 1").fetchall()
         except Exception as error:
-            if isinstance(told := _sentence(error), UnavailableError):
+            told = _sentence(error)
+            if not isinstance(told, UsageError):
                 raise told from error
             return False  # whatever it does not like
 
@@ -187,7 +204,7 @@ class Warehouse:
             made.append((tuple(columns.names[place] for place in places), self._place()))
             with _opened(made[-1][1], "w") as out:
                 write = csv.writer(out).writerow
-                write(made[-1][0])
+                write(range(len(places)))  # names may have line breaks in them; they are told apart from the file
                 for count, (_, values) in enumerate(group):
                     write([values[place].replace("\0", "\ufffd") for place in places])
                     if not count % 10_000:
@@ -341,6 +358,6 @@ def _shown(name: str, is_there: bool) -> str:
     if name in NUMBERS:
         return f"try_cast({column} AS BIGINT) AS {column}"
     if name in TIMES:
-        seconds = f"to_timestamp(try_cast({column} AS DOUBLE))"
-        return f"coalesce(try_cast({column} AS TIMESTAMPTZ), {seconds}) AS {column}"
+        time = f"coalesce(try_cast({column} AS TIMESTAMPTZ), try(to_timestamp(try_cast({column} AS DOUBLE))))"
+        return f"CASE WHEN {time} BETWEEN {EARLIEST} AND {LATEST} THEN {time} END AS {column}"
     return column

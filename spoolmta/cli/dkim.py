@@ -44,14 +44,14 @@ def keygen(context: click.Context, /, selector: str, domain: str, bits: int, is_
         ]
     except values.BadValue as error:
         raise UsageError(str(error)) from None
-    if domain == "*":
-        raise UsageError("a record is published in one domain: name it")
+    if domain == "*" or "," in selector:
+        raise UsageError("a record is published in one domain, at one selector: name them")
     private = ed25519.Ed25519PrivateKey.generate() if is_ed25519 else rsa.generate_private_key(65537, bits)
     path = output or os.path.join("keys", f"{domain}.{selector}.pem")
     write(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), user_of(context))
     kind, public = signing.public_text(private)
     click.echo(f"the key is in {path}; put this into [vmta.NAME], or at the top of the configuration:", err=True)
-    click.echo(f'domain-key = ["{selector},{domain},{path}"]', err=True)
+    click.echo(f'domain-key = ["{selector},{domain},{os.path.abspath(path)}"]', err=True)
     click.echo("and this record into the zone:", err=True)
     key = DkimKey(selector, domain, public, kind)
     click.echo(f"{key.name}. IN TXT {zone.quoted(key.record)}")
@@ -128,27 +128,40 @@ def user_of(context: click.Context) -> str:
 
 
 def write(path: str, pem: bytes, user: str) -> None:
-    """0640 with the group of the system's user; 0600 where there is none."""
-    mode, group = 0o600, -1
-    if user:
-        try:
-            mode, group = 0o640, pwd.getpwnam(user).pw_gid
-        except KeyError:
-            pass
+    """0640 with the group of the system's user; 0600 where there is none. A folder that is made for it likewise."""
+    group = group_of(user)
     try:
         if not os.path.exists(folder := os.path.dirname(path) or "."):
             os.makedirs(folder)
+            give(folder, group, 0o750, 0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UsageError(f"{path} is there already: a key is never overwritten; choose another selector") from None
     except OSError as error:
         raise UnavailableError(f"cannot write {path}: {error.strerror}") from error
-    with open(descriptor, "wb") as file:
-        try:
-            os.fchown(descriptor, -1, group)
-        except PermissionError:
-            mode = 0o600
-        os.fchmod(descriptor, mode)
-        file.write(pem)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(descriptor)
+        give(path, group, 0o640, 0o600)
+    except OSError as error:
+        os.unlink(path)
+        raise UnavailableError(f"cannot write {path}: {error.strerror}") from error
+
+
+def group_of(user: str) -> int:
+    """The group of this user; -1 where there is none."""
+    try:
+        return pwd.getpwnam(user).pw_gid if user else -1
+    except KeyError:
+        return -1
+
+
+def give(path: str, group: int, mode: int, alone: int) -> None:
+    """To a group, with this mode; where that cannot be, the owner keeps it for himself."""
+    try:
+        os.chown(path, -1, group)
+    except PermissionError:
+        group = -1
+    os.chmod(path, mode if group >= 0 else alone)

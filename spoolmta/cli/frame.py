@@ -48,6 +48,9 @@ class Group(click.Group):
             return super().invoke(ctx)
         except SpoolmtaError as error:
             fail(error)
+        except BrokenPipeError:  # `| head` is no error; click would make one of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
 
 
 def fail(error: SpoolmtaError) -> NoReturn:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from spoolmta.sought import Sieve
 from spoolmta.warehouse import Warehouse
 
 Made = TypeVar("Made")
+Rows = Iterator[tuple[object, ...]]
 
 PATIENCE = 1.0
 """Seconds after which a bar shows how far it is."""
@@ -52,7 +56,9 @@ def reading(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--by", type=click.Choice([*chosen.BY]), help="Put rows together by this.")
 @choosing
 @times
-@click.option("--top", type=click.IntRange(0), default=None, help="How many rows a table may have; 0 is all [20].")
+@click.option(
+    "--top", type=click.IntRange(0, 1 << 31), default=None, help="How many rows a table may have; 0 is all [20]."
+)
 @click.option("--total", type=click.IntRange(1), help="campaign: how many recipients it has.")
 @click.option("--text", "form", flag_value="text", default=True, help="Tables (the default).")
 @click.option("--csv", "form", flag_value="csv", help="The first table, or that of --table.")
@@ -92,12 +98,13 @@ def report(
 
     found, skipped = ask(path, done, wanted.since, make)
     found.skipped, found.filters = skipped, [plain(item) for item in chosen.words(wanted)]
+    width = shutil.get_terminal_size().columns if is_terminal(output) else 0
     with written(output) as write:
-        write(told(found, form, table, now))
+        write(told(found, form, table, now, width))
     tell_skipped(skipped)
 
 
-def told(found: Report, form: str, table: str, now: float) -> str:
+def told(found: Report, form: str, table: str, now: float, width: int) -> str:
     if form == "html":
         from spoolmta.reports import page
 
@@ -109,7 +116,7 @@ def told(found: Report, form: str, table: str, now: float) -> str:
             raise UsageError(f'there is no table "{plain(table)}" in this report: it has {names}')
         return forms.csv(chosen_table)
     if form == "text":
-        return forms.text(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 0)
+        return forms.text(found, width)
     return forms.json(found) if form == "json" else forms.xml(found)
 
 
@@ -131,8 +138,7 @@ def sql(context: click.Context, /, query: str, form: str | None, file: str, move
     def answer(house: Warehouse) -> None:
         names, rows = house.stream(query)
         with written(output) as write:
-            lines_of = {"csv": csv_lines, "json": json_lines}.get(form or "", tab_lines)
-            for line in lines_of(names, rows):
+            for line in lines_of(form, is_terminal(output))(names, rows):
                 write(line)
 
     _, skipped = ask(path, done, 0.0, answer)
@@ -161,12 +167,12 @@ def log_export(
     wanted = sought_between(texts, since, until)
     path, done = places_of(context, file, moved_to)
     if form == "parquet":
-        if not output:
+        if not output or not is_replaceable(output):
             raise UsageError("parquet is no text: name a file with --output")
         _, skipped = ask(path, done, wanted.since, lambda house: write_parquet(house, chosen.condition(wanted), output))
     else:
         search = Search(path, Sieve(wanted), done)
-        made = FORMS[form]()
+        made = FORMS[form](plain if is_terminal(output) else str)
         with written(output) as write:
             write(made.begin())
             for columns, values in search.rows():
@@ -186,44 +192,65 @@ def write_parquet(house: Warehouse, condition: str, output: str) -> None:
         )
 
 
-def csv_lines(names: list[str], rows: Iterator[tuple[object, ...]]) -> Iterator[str]:
-    made, columns = Csv(), Columns(names)
-    yield made.header(columns)
+def is_terminal(output: str) -> bool:
+    return not output and sys.stdout is not None and sys.stdout.isatty()
+
+
+def lines_of(form: str | None, is_shown: bool) -> Callable[[list[str], Rows], Iterator[str]]:
+    """How rows become lines; what controls a terminal does not reach one."""
+    clean = plain if is_shown else str
+    if form == "csv":
+        return functools.partial(csv_lines, Csv(clean))
+    if form == "json":
+        return functools.partial(json_lines, clean)
+    return table_lines if is_shown else tab_lines
+
+
+def csv_lines(form: Csv, names: list[str], rows: Rows) -> Iterator[str]:
+    columns = Columns(names)
+    yield form.header(columns)
     for row in rows:
-        yield made.row(columns, ["" if value is None else str(value) for value in row])
+        yield form.row(columns, ["" if value is None else str(value) for value in row])
 
 
-def json_lines(names: list[str], rows: Iterator[tuple[object, ...]]) -> Iterator[str]:
+def json_lines(clean: Callable[[str], str], names: list[str], rows: Rows) -> Iterator[str]:
     for row in rows:
-        yield msgspec.json.encode(dict(zip(names, row, strict=True)), enc_hook=str).decode() + "\n"
+        found = {
+            clean(name): clean(value) if isinstance(value, str) else value
+            for name, value in zip(names, row, strict=True)
+        }
+        yield msgspec.json.encode(found, enc_hook=str).decode() + "\n"
 
 
-def tab_lines(names: list[str], rows: Iterator[tuple[object, ...]]) -> Iterator[str]:
-    for row in (tuple(names), *rows) if not sys.stdout.isatty() else ():
+def tab_lines(names: list[str], rows: Rows) -> Iterator[str]:
+    for row in itertools.chain([tuple(names)], rows):
         yield "\t".join("" if value is None else plain(value) for value in row) + "\n"
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in names:
-            table.add_column(Text(plain(name)), overflow="fold")
-        for row in rows:
-            table.add_row(*(Text("" if value is None else plain(value)) for value in row))
-        console = Console()
-        with console.capture() as captured:
-            console.print(table)
-        yield captured.get()
+
+def table_lines(names: list[str], rows: Rows) -> Iterator[str]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(Text(plain(name)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if value is None else plain(value)) for value in row))
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    yield captured.get()
 
 
 def ask(path: str, moved_to: str, since: float, make: Callable[[Warehouse], Made]) -> tuple[Made, int]:
     """(what is made of the log, how many lines were no rows), with a bar on a terminal where it takes long. Where
     duckdb fails within itself (seen once in sixty reports of ten million rows, in version 2.0.1, at the end of a
     buffer), once more with one thread."""
+    ended = end_by_signals()
     for is_careful in (False, True):
         try:
-            with progress() as tell, Warehouse(path, moved_to, since, tell, is_careful) as house:
+            with progress(ended) as tell, Warehouse(path, moved_to, since, tell, is_careful) as house:
                 return make(house), house.skipped
         except warehouse.BrokenError:
             if is_careful:
@@ -231,10 +258,25 @@ def ask(path: str, moved_to: str, since: float, make: Callable[[Warehouse], Made
     raise AssertionError
 
 
+def end_by_signals() -> list[int]:
+    """Where the number of a signal is noted, which ends the command a moment later, so that what was written for the
+    time being goes: an exception out of a handler is lost within duckdb, or makes it abort."""
+    ended: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda given, _frame: ended.append(given))
+    return ended
+
+
 @contextlib.contextmanager
-def progress() -> Iterator[warehouse.Told]:
+def progress(ended: list[int]) -> Iterator[warehouse.Told]:
+    """Whom to tell how far it is: a bar, on a terminal. Raises SystemExit behind a signal."""
+
+    def check() -> None:
+        if ended:
+            sys.exit(128 + ended[0])
+
     if not sys.stderr.isatty():
-        yield lambda _, __: None
+        yield lambda _, __: check()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -250,6 +292,7 @@ def progress() -> Iterator[warehouse.Told]:
     begun = time.monotonic()
 
     def tell(what: str, part: float) -> None:
+        check()
         if time.monotonic() - begun > PATIENCE:
             bar.start()
             bar.update(task, description=what, completed=part)
@@ -263,22 +306,42 @@ def progress() -> Iterator[warehouse.Told]:
 @contextlib.contextmanager
 def written(output: str) -> Iterator[Callable[[str], object]]:
     """Where to write."""
-    if not output:
+    if output and is_replaceable(output):
+        with replaced(output) as place, open(place, "w", encoding="utf-8", errors="replace", newline="") as file:
+            yield file.write
+        return
+    try:
+        if output:
+            with open(output, "w", encoding="utf-8", errors="replace", newline="") as file:
+                yield file.write
+            return
+        if sys.stdout is None:
+            raise UnavailableError("there is no standard output: give --output FILE")
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         yield sys.stdout.write
         sys.stdout.flush()
-        return
-    with replaced(output) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
-        yield file.write
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnavailableError(f"cannot write {output or 'the standard output'}: {error.strerror}") from error
+
+
+def is_replaceable(output: str) -> bool:
+    """Whether it is a file or nothing yet, and not a device or a FIFO."""
+    return os.path.isfile(output) or not os.path.exists(output)
 
 
 @contextlib.contextmanager
 def replaced(output: str) -> Iterator[str]:
-    """The name under which a file is written, which is there as a whole or not at all."""
-    temporary = f"{output}.{os.getpid()}.new"
+    """The name under which a file is written, which is there as a whole or not at all; behind a link it is the file."""
+    target = os.path.realpath(output)
+    temporary = f"{target}.{os.getpid()}.new"
+    if not os.path.isdir(os.path.dirname(target)):
+        raise UnavailableError(f"cannot write {output}: there is no such folder")
     try:
         yield temporary
-        os.rename(temporary, output)
+        disk.sync_path(temporary)
+        os.rename(temporary, target)
     except OSError as error:
         raise UnavailableError(f"cannot write {output}: {error.strerror}") from error
     finally:

@@ -69,9 +69,18 @@ KEYS = Kind(
     values.listed(_read_key, _EXAMPLE, is_empty_allowed=True),
     lambda keys: toml([f"{key.selector},{key.domain},{key.path}" for key in keys]),  # type: ignore[attr-defined]
 )
+
+
+def _read_header(value: object) -> str:
+    name: str = values.FIELD_NAME.read(value)
+    if ";" in name:  # which ends the list of names in a signature
+        raise wrong('the name of a header field without ";", like "X-Campaign"', value)
+    return name
+
+
 IDENTITY = Kind(_read_identity)
 SIGN = Kind(_read_sign)
-HEADERS = Kind(values.listed(values.FIELD_NAME.read, '["X-Campaign"]', is_empty_allowed=True))
+HEADERS = Kind(values.listed(_read_header, '["X-Campaign"]', is_empty_allowed=True))
 
 
 def check(config: Config, problems: Problems) -> None:
@@ -106,8 +115,11 @@ def _look_at(key: DomainKey, user: str) -> None:
                 f"everybody on this machine may use this key (mode {status.st_mode & 0o777:04o}): chmod 0640, and chgrp"
                 " to the group of the user that runs spoolmta"
             )
-        if user and not _is_readable(status, user):
-            raise dkim.BadKey(f"the user {user}, who runs spoolmta, cannot read it: chgrp to its group, and chmod 0640")
+        if user and not _reads(file, user):
+            raise dkim.BadKey(
+                f"the user {user}, who runs spoolmta, cannot read it: chgrp to its group, and chmod 0640 (0750 for the"
+                " folders above it)"
+            )
         pem = file.read_bytes()
     except PermissionError:
         return
@@ -116,17 +128,24 @@ def _look_at(key: DomainKey, user: str) -> None:
     dkim.key_of(key.selector, key.domain, pem)
 
 
-def _is_readable(status: os.stat_result, user: str) -> bool:
-    """Whether this user may read the file, by its mode; True of a user that does not exist, which is another error."""
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
+def _may(status: os.stat_result, entry: pwd.struct_passwd, what: int) -> bool:
+    """Whether a user may read (4) a file or go through (1) a folder, by its mode."""
+    if entry.pw_uid == 0:
         return True
     if status.st_uid == entry.pw_uid:
-        return bool(status.st_mode & stat.S_IRUSR)
+        return bool(status.st_mode >> 6 & what)
     try:
         members = grp.getgrgid(status.st_gid).gr_mem
     except KeyError:
         members = []
-    is_member = status.st_gid == entry.pw_gid or user in members
-    return entry.pw_uid == 0 or (is_member and bool(status.st_mode & stat.S_IRGRP))
+    is_member = status.st_gid == entry.pw_gid or entry.pw_name in members
+    return bool(status.st_mode >> (3 if is_member else 0) & what)
+
+
+def _reads(file: pathlib.Path, user: str) -> bool:
+    """Whether this user can read a file; True of one that does not exist, which is another error."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        return True
+    return _may(file.stat(), entry, 4) and all(_may(folder.stat(), entry, 1) for folder in file.resolve().parents)

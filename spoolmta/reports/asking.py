@@ -54,7 +54,8 @@ COUNTS = """count(*) FILTER (type = 'r') AS received, count(*) FILTER (type = 'd
     count(*) FILTER (type = 'b' AND bounceCat = 'message-expired') AS expired,
     count(*) FILTER (type = 't') AS deferrals, sum(dlvSize) AS bytes"""
 SPAN = "epoch(min(timeLogged)) AS first, epoch(max(timeLogged)) AS last, count(*) AS number"
-SECONDS = "greatest(0, epoch(timeLogged) - epoch(timeQueued))::BIGINT"
+SECONDS = """CASE WHEN timeLogged >= timeQueued THEN (epoch(timeLogged) - epoch(timeQueued))::BIGINT
+    WHEN timeLogged < timeQueued THEN 0 END"""
 
 
 def over_time(title: str, minutes: Rows, names: tuple[str, ...], is_rate: bool = False) -> Plot:

@@ -32,8 +32,8 @@ def delivery_times(asked: Asked) -> Report:
         total = sum(number for _, number in every)
         counts = spread.histogram(every)
         rows = [
-            (f"{percent:g} %", round(total * percent / 100), round(mean, 2), most)
-            for percent, (mean, most) in zip(spread.SHARES, spread.fastest(every), strict=True)
+            (f"{percent:g} %", count, round(mean, 2), most)
+            for percent, (count, mean, most) in zip(spread.SHARES, spread.fastest(every), strict=True)
         ]
         names = columns("fastest:text", "recipients", "average:seconds", "maximum:seconds")
         tables.append(Table("percentiles", "Time from queued to delivered", names, rows))
@@ -71,7 +71,7 @@ def _grouped(asked: Asked) -> list[tuple[str, Rows]]:
 def _times_by(asked: Asked) -> Table:
     rows = []
     for name, counts in _grouped(asked):
-        shares = [most for _, most in spread.fastest(counts, (50, 90, 95, 99, 100))]
+        shares = [most for _, _, most in spread.fastest(counts, (50, 90, 95, 99, 100))]
         rows.append((name, sum(number for _, number in counts), round(spread.average(counts), 2), *shares))
     names = columns(
         named(asked),
@@ -127,6 +127,8 @@ def top_rates(asked: Asked) -> Report:
     return made([Table("rates", "Best rates of delivery", names, rows)], [plot], span)
 
 
+NEVER = 250_000_000_000.0
+"""A time that no calendar of ours reaches."""
 RECENT = 300
 """Seconds over which the present rate of a campaign is taken."""
 
@@ -152,6 +154,8 @@ def campaign(asked: Asked) -> Report:
             "this log has no r rows (received) of some jobs, so what is left of them is not known: add r to its"
             " records, or give --total"
         )
+    if asked.total is None and any(0 < received < delivered + bounced for _, received, delivered, bounced, *_ in found):
+        notes.append("more is settled of some jobs than was received in this time: what is left of them is not known")
     rows = [_progress(row, asked) for row in found]
     names = columns(
         "job:text", "recipients", "delivered", "bounced", "deferrals", "left", "done:percent", "began:time",
@@ -176,6 +180,8 @@ def _progress(row: tuple[Any, ...], asked: Asked) -> tuple[Any, ...]:
     rate = recent * 3600 / RECENT
     mean = settled * 3600 / max(1.0, last - began) if settled and last is not None else None
     end = asked.now + left * 3600 / rate if left and rate else None
+    if end is not None and end > NEVER:
+        end = None
     done = None if total is None else min(100.0, share(settled, total) or 0.0)
     return shown_name(name), total, delivered, bounced, deferrals, left, done, began, last, rate, mean, end
 

@@ -15,11 +15,11 @@ Counts = Sequence[tuple[int, int]]
 """(seconds, how many deliveries took so long), by rising seconds."""
 
 
-def fastest(counts: Counts, shares: Sequence[float] = SHARES) -> list[tuple[float, float]]:
-    """For each share (percent, rising) of the deliveries, the fastest first: (their average, their maximum) in seconds.
-    The maximum is the percentile by the nearest-rank method. `counts` must not be empty."""
+def fastest(counts: Counts, shares: Sequence[float] = SHARES) -> list[tuple[int, float, float]]:
+    """For each share (percent, rising) of the deliveries, the fastest first: (how many they are, their average, their
+    maximum in seconds). The maximum is the percentile by the nearest-rank method. `counts` must not be empty."""
     total = sum(count for _, count in counts)
-    found: list[tuple[float, float]] = []
+    found: list[tuple[int, float, float]] = []
     taken, spent, place = 0, 0, 0
     for share in shares:
         rank = max(1, -int(-(total * share) // 100))
@@ -27,7 +27,7 @@ def fastest(counts: Counts, shares: Sequence[float] = SHARES) -> list[tuple[floa
             seconds, count = counts[place]
             taken, spent, place = taken + count, spent + seconds * count, place + 1
         seconds = counts[place][0]
-        found.append(((spent + (rank - taken) * seconds) / rank, float(seconds)))
+        found.append((rank, (spent + (rank - taken) * seconds) / rank, float(seconds)))
     return found
 
 

@@ -74,7 +74,8 @@ def test_the_group_of_the_systems_user_may_read_it(tmp_path: Path) -> None:
     [
         (("a b", "example.com"), '"a b" is no selector'),
         (("s1", "exa mple"), '"exa mple" is no domain'),
-        (("s1", "*"), "name it"),
+        (("s1", "*"), "name them"),
+        (("a,b", "c.test"), "name them"),
         (("s1", "[192.0.2.1]"), "is an address"),
         (("s1", "example.com", "--output", "/dev/null/y.pem"), "cannot write /dev/null/y.pem"),
     ],

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,7 +26,7 @@ from spoolmta.columns import header
 from spoolmta.reports.known import KNOWN
 from spoolmta.row import Record
 from spoolmta.warehouse import Warehouse
-from tests.support.mta import ROOT
+from tests.support.mta import ROOT, wait_for
 
 BEGIN = 1_795_687_200  # 2026-11-26 10:00:00 UTC
 NAMES = header(("d", "b", "t", "r"), {})
@@ -340,3 +342,115 @@ def test_without_duckdb_it_is_said_how_to_get_it(path: Path, tmp_path: Path) -> 
         assert result.returncode == 69
         assert "python -m pip install 'spoolmta[report]'" in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+ODD_TIMES = (
+    "99999999999999999",
+    "nan",
+    "1e300",
+    "infinity",
+    "-infinity",
+    "20000-01-01",
+    "0001-01-01 00:00:00+0000",
+    "x",
+    "",
+)
+
+
+def test_times_that_are_none_are_in_no_time_and_hurt_no_report(tmp_path: Path) -> None:
+    good = {
+        "timeLogged": stamp(100),
+        "timeQueued": stamp(0),
+        "rcpt": "a@b.test",
+        "queue": "b.test/news",
+        "vmta": "news",
+    }
+    rows = [good | {"type": "d"}]
+    rows += [good | {"type": "d", "timeLogged": time} for time in ODD_TIMES]
+    rows += [good | {"type": "d", "timeQueued": time} for time in ODD_TIMES]
+    (tmp_path / "acct.csv").write_bytes(text_of(rows))
+    for name in KNOWN:
+        result = spoolmta("report", name, tmp_path / "acct.csv")
+        assert result.exit_code == 0, (name, result.output)
+    [found] = tables(tmp_path / "acct.csv", "top-domains")["domains"]
+    assert (found["delivered"], found["average"], found["maximum"]) == (len(rows), 100, 100)
+    for form in ("csv", "parquet"):
+        assert (
+            spoolmta("log", "export", "--format", form, tmp_path / "acct.csv", "--output", tmp_path / "o").exit_code
+            == 0
+        )
+
+
+def test_a_column_with_a_line_break_in_its_name_hides_no_row(tmp_path: Path) -> None:
+    (tmp_path / "acct.csv").write_text('type,timeLogged,"a\nb"\nd,2026-11-26 10:00:00+0000,x\nd,,y\n')
+    [found] = tables(tmp_path / "acct.csv", "message-counts")["counts"]
+    assert found["delivered"] == 2
+
+
+def test_the_end_of_a_campaign_that_is_never_is_not_told(tmp_path: Path) -> None:
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S+0000")
+    row = {"type": "d", "timeLogged": now, "timeQueued": now, "rcpt": "a@b.test", "jobId": "j"}
+    (tmp_path / "acct.csv").write_bytes(text_of([row]))
+    [found] = tables(tmp_path / "acct.csv", "campaign", "--total", str(10**12))["jobs"]
+    assert found["ends about"] is None
+
+
+def command(tmp_path: Path, line: str) -> subprocess.CompletedProcess[str]:
+    """A shell's line with `spoolmta` in it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    line = line.replace("spoolmta", f"{sys.executable} -m spoolmta")
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False, env=environment
+    )
+
+
+LONG = "select count(*) from range(100000000000) t(i) where i % 7 = 3"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_ended_leaves_nothing_and_says_nothing(number: int, path: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    words = [sys.executable, "-m", "spoolmta", "sql", LONG, "--file", str(path)]
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: bool(os.listdir(tmp_path)), lambda: "it has not begun")
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, said) == (128 + number, "")
+    assert os.listdir(tmp_path) == []
+
+
+def test_who_reads_only_the_beginning_gets_it_and_a_full_disk_is_one_sentence(path: Path, tmp_path: Path) -> None:
+    done = command(tmp_path, f"spoolmta sql 'select * from range(300000)' --file {path} | head -1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "range\n", "")
+    assert command(tmp_path, f"spoolmta log export --format csv {path} | head -1").returncode == 0
+    done = command(tmp_path, f"spoolmta report top-rates {path} > /dev/full")
+    assert done.returncode == 69
+    assert done.stderr == "spoolmta: cannot write the standard output: No space left on device\n"
+
+
+def test_output_may_be_a_device_or_behind_a_link(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("before")
+    (tmp_path / "link").symlink_to("real")
+    assert spoolmta("report", "top-rates", path, "--output", tmp_path / "link").exit_code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text().startswith("# The best minute")
+    os.mkfifo(tmp_path / "fifo")
+    done = command(tmp_path, f"cat {tmp_path}/fifo & spoolmta report top-rates {path} --output {tmp_path}/fifo; wait")
+    assert done.stdout.startswith("# The best minute")
+    assert (tmp_path / "fifo").is_fifo()
+
+
+@pytest.mark.parametrize("query", ["", "select error('boom') from range(3)"])
+def test_sql_that_gives_nothing_or_fails_late_is_no_traceback(query: str, path: Path) -> None:
+    result = spoolmta("sql", query, "--file", path)
+    assert result.exit_code == (64 if query else 0)
+    assert result.stderr.count("\n") == (1 if query else 0)
+
+
+def test_columns_of_the_same_name_are_all_there(path: Path) -> None:
+    result = spoolmta("sql", "select 1 as a, 2 as a", "--json", "--file", path)
+    assert json.loads(result.stdout) == {"a": 1, "a_2": 2}

@@ -19,8 +19,9 @@ times = st.lists(st.integers(0, 100_000) | st.sampled_from(EDGES), min_size=1, m
 def test_the_fastest_share_has_the_average_and_maximum_of_its_deliveries(listed: list[int]) -> None:
     listed.sort()
     counts = sorted(Counter(listed).items())
-    for share, (mean, most) in zip(SHARES, fastest(counts), strict=True):
+    for share, (count, mean, most) in zip(SHARES, fastest(counts), strict=True):
         part = listed[: max(1, math.ceil(round(len(listed) * share, 6) / 100))]
+        assert count == len(part)
         assert most == part[-1]
         assert math.isclose(mean, sum(part) / len(part))
     assert math.isclose(average(counts), sum(listed) / len(listed))

@@ -6,6 +6,8 @@ import hashlib
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
 
 from spoolmta import dkim
@@ -60,10 +62,72 @@ def test_a_message_of_ten_thousand_fields_is_signed_in_a_moment() -> None:
     assert all(len(line) < 100 for line in made.split(b"\r\n"))
 
 
-def test_a_line_that_is_no_field_is_in_no_field() -> None:
-    header = b"garbage: no\r\nnot a field: x\r\nFrom: a@b.test\r\n more\r\nX:\r\n"
-    assert [field.name for field in dkim.fields_of(header)] == [b"garbage", b"From", b"X"]
-    assert [field.raw for field in dkim.fields_of(header)][1] == b"From: a@b.test\r\n more\r\n"
+@pytest.mark.parametrize("line", [b"not a field: x", b"garbage", b" begins with a blank", b": no name", b"\xc3\xa4: x"])
+def test_a_header_with_a_line_that_is_no_field_is_not_signed(line: bytes) -> None:
+    with pytest.raises(dkim.Unsigned, match="bad-header"):
+        dkim.fields_of(line + b"\r\nFrom: a@b.test\r\n more\r\nX:\r\n")
+    fields = dkim.fields_of(b"garbage: no\r\nFrom: a@b.test\r\n more\r\nX:\r\n")
+    assert [field.name for field in fields] == [b"garbage", b"From", b"X"]
+    assert fields[1].raw == b"From: a@b.test\r\n more\r\n"
+
+
+def test_a_key_whose_numbers_do_not_belong_together_is_no_key() -> None:
+    private = rsa.generate_private_key(65537, 1024)
+    der = private.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    refused = 0
+    for place in range(0, len(der) * 8, 61):
+        damaged = bytearray(der)
+        damaged[place // 8] ^= 1 << place % 8
+        pem = b"-----BEGIN RSA PRIVATE KEY-----\n" + base64.encodebytes(damaged) + b"-----END RSA PRIVATE KEY-----\n"
+        try:
+            key = dkim.key_of("s", "us.test", pem)
+        except dkim.BadKey:
+            refused += 1
+            continue
+        number = dkim.private_of(pem).public_key()
+        assert isinstance(number, rsa.RSAPublicKey)
+        number.verify(key.sign(b"x"), b"x", PKCS1v15(), SHA256())
+    assert refused
+
+
+def test_a_hostile_author_takes_no_time() -> None:
+    for value in ('"' + '<\\"' * 60_000, "\\a" * 60_000 + "x@us.test" + ":" * 60_000, "<" * 100_000, "(" * 100_000):
+        fields = dkim.fields_of(f"From: {value}\r\n".encode())
+        with pytest.raises(dkim.Unsigned, match="no-address"):
+            dkim.identity_of(fields, "strict-from")
+    content = b"X-DKIM-Options:\r\n" * 50_000 + b"From: a@b.test\r\n\r\n" + b"x" * 5_000_000 + b"\r\n"
+    with pytest.raises(dkim.Unsigned, match="bad-options"):
+        dkim.take_options(content)
+
+
+def any_key(domain: str = "*") -> dkim.Key:
+    return dkim.Key("s1", domain, "rsa-sha256", lambda _: b"signature")
+
+
+@pytest.mark.parametrize(
+    ("options", "domain"),
+    [
+        (dkim.Options("typo"), "us.test"),
+        (dkim.Options(domain="other.test"), "us.test"),
+        (dkim.Options(identity="@evil.test"), "us.test"),
+    ],
+)
+def test_a_key_that_was_asked_for_and_is_not_there_is_told(options: dkim.Options, domain: str) -> None:
+    with pytest.raises(dkim.Unsigned, match="no-such-key"):
+        dkim.signed(b"From: a@us.test\r\n\r\n", [[any_key(domain)]], DomainPolicy(), 0.0, options)
+
+
+def test_a_key_for_any_domain_signs_for_the_one_that_was_asked_for() -> None:
+    options = dkim.Options(domain="us.test", identity="@news.us.test")
+    made = dkim.signed(b"From: a@elsewhere.test\r\n\r\n", [[any_key()]], DomainPolicy(), 0.0, options)
+    assert b"d=us.test; s=s1;\r\n\ti=@news.us.test;" in made
+    with pytest.raises(dkim.Unsigned, match="no-address"):
+        dkim.signed(b"From: a@[192.0.2.1]\r\n\r\n", [[any_key()]], DomainPolicy(), 0.0)
+
+
+def test_an_identity_is_written_as_a_quoted_one() -> None:
+    policy = DomainPolicy(dkim_identity="a=41@us.test")
+    assert b"i=a=3D41@us.test;" in dkim.signed(b"From: a@us.test\r\n\r\n", [[any_key("us.test")]], policy, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +164,7 @@ def test_without_one_author_there_is_no_identity(header: bytes, reason: str) -> 
         (b"X-DKIM-Options: s=a; d=B.test; i=@x.b.test", dkim.Options("a", "b.test", "@x.b.test")),
         (b"x-dkim-options:\r\n\td=b.test;", dkim.Options("", "b.test", "")),
         (b"X-Dkim-Options: i=b.test; q=dns/txt", dkim.Options("", "", "@b.test")),
+        (b"X-DKIM-Options: i=Local@b.test", dkim.Options("", "", "Local@b.test")),
         (b"X-DKIM-Options:", dkim.Options()),
     ],
 )
@@ -112,7 +177,9 @@ def test_options_are_taken_off_the_message(field: bytes, options: dkim.Options) 
 @pytest.mark.parametrize(
     "field",
     [b"X-DKIM-Options: l=1", b"X-DKIM-Options: d=a b", b"X-DKIM-Options: key-list=x", b"X-DKIM-Options: i=a@b@c",
-     b"X-DKIM-Options: d=a\r\nX-DKIM-Options: d=a", b"X-DKIM-Options: d=\xc3\xa9.test"],
+     b"X-DKIM-Options: d=a\r\nX-DKIM-Options: d=a", b"X-DKIM-Options: d=\xc3\xa9.test", b"X-DKIM-Options: i=@",
+     b"X-DKIM-Options: i=a@", b"X-DKIM-Options: d=a/b=c{}", b"X-DKIM-Options: d=us.test; i=@evil.test",
+     b"X-DKIM-Options: i=@.us.test", b"X-DKIM-Options: i=" + b"a" * 65 + b"@us.test", b"X-DKIM-Options: d=[192.0.2.1]"],
 )  # fmt: skip
 def test_options_that_cannot_be_obeyed_are_taken_off_too(field: bytes) -> None:
     with pytest.raises(dkim.Unsigned, match="bad-options") as caught:
@@ -148,3 +215,7 @@ def test_a_file_that_is_no_key_says_why() -> None:
     ):
         with pytest.raises(dkim.BadKey, match=sentence):
             dkim.key_of("s", "us.test", pem)
+
+
+def test_a_message_of_nothing_but_options_is_empty() -> None:
+    assert dkim.take_options(b"X-DKIM-Options: s=a\r\n") == (b"\r\n", dkim.Options("a"))

@@ -12,6 +12,7 @@ from spoolmta import accounting
 from spoolmta.accounting import Log
 from spoolmta.columns import USUAL
 from spoolmta.feeder import Feeder
+from spoolmta.logfiles import LogFiles
 from spoolmta.model import AcctFile
 from spoolmta.program import Program
 from spoolmta.rotation import Rotation
@@ -169,3 +170,53 @@ def test_what_a_program_says_is_bounded() -> None:
     assert said[0] == "line 0"
     assert len(said) < 60
     assert said[-1].endswith("more lines are left out)")
+
+
+def test_a_program_that_says_more_than_we_hear_holds_nobody_up() -> None:
+    running = program([], "sh", "-c", "exec yes >&2")
+    running.listen()
+    assert running.trouble() == ""
+    running.end(0.0)
+
+
+def test_what_a_child_of_the_program_could_still_read_is_taken_from_it(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    script = (
+        f"(trap '' TERM; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; cat > {late}; touch {late}.done) & exit 3"
+    )
+    running = program([], "sh", "-c", script)
+    running.write(b"row one\r\n")
+    wait_for(lambda: bool(running.trouble()), lambda: "the program does not end")
+    assert running.end(0.0) == len(b"row one\r\n")
+    (tmp_path / "go").touch()
+    wait_for(lambda: Path(f"{late}.done").exists(), lambda: "its child does not end")
+    assert late.read_bytes() == b""
+
+
+class RotatedMeanwhile(LogFiles):
+    """A file is rotated right behind the first look at the names."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        super().__init__(pipe.file.path, "")
+        self.pipe, self.looks = pipe, 0
+
+    def rotated(self, after: str = "") -> list[tuple[str, str]]:
+        found = super().rotated(after)
+        self.looks += 1
+        if self.looks == 1:
+            self.pipe.rotate()
+        return found
+
+
+def test_a_file_that_is_rotated_while_read_ones_are_deleted_stays(tmp_path: Path) -> None:
+    pipe = Pipe(tmp_path, "cat")
+    pipe.write(1)
+    pipe.rotate()
+    pipe.write(2)
+    [(name, _)] = LogFiles(pipe.file.path, "").rotated()
+    pipe.feeder._kept = {"after": name}
+    pipe.feeder._files = RotatedMeanwhile(pipe)
+    pipe.feeder._delete_passed()
+    [(left, path)] = LogFiles(pipe.file.path, "").rotated()
+    assert left > name
+    assert "rcpt2" in Path(path).read_text()

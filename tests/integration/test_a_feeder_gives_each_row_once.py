@@ -181,8 +181,9 @@ def test_a_program_that_says_more_than_we_hear_holds_nobody_up() -> None:
 
 def test_what_a_child_of_the_program_could_still_read_is_taken_from_it(tmp_path: Path) -> None:
     late = tmp_path / "late"
-    waiting = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
-    script = f"exec 3<&0; (trap '' TERM; {waiting}; cat <&3 > {late}; touch {late}.done) & exit 3"
+    waiting = f"while [ ! -e {tmp_path}/%s ]; do sleep 0.05; done"
+    child = f"trap '' TERM; touch {tmp_path}/ready; {waiting % 'go'}; cat <&3 > {late}; touch {late}.done"
+    script = f"exec 3<&0; ({child}) & {waiting % 'ready'}; exit 3"
     running = program([], "sh", "-c", script)
     running.write(b"row one\r\n")
     wait_for(lambda: bool(running.trouble()), lambda: "the program does not end")

@@ -161,10 +161,10 @@ def take_options(content: bytes) -> tuple[bytes, Options | None]:
 
 
 def domain_of(text: str) -> str:
-    """A domain as `d=` has it. Raises address.NotAnAddress, also for an address literal."""
+    """A domain as `d=` has it, an A-label. Raises address.NotAnAddress, also for an address literal."""
     found = address.split(f"x@{text}")[2]
-    if found.startswith("ip-") or not text.isascii():
-        raise address.NotAnAddress("a key belongs to a domain")
+    if found.startswith("ip-"):
+        raise address.NotAnAddress("it is an address, and a key belongs to a domain")
     return found
 
 

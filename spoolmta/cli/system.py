@@ -119,7 +119,9 @@ def status(context: click.Context, as_json: bool, everything: bool) -> None:
         click.echo(f"pipe {pipe['name']}: {pipe['rows']} rows read, {pipe['unread']} bytes unread{state}")
     for one in answer["vmtas"]:
         if one["unsigned"]:
-            click.echo(f"VMTA {one['name']}: {one['unsigned']} messages went without a signature: the log says why")
+            click.echo(
+                f"VMTA {one['name']}: {one['unsigned']} times a message went without a signature: the log says why"
+            )
     counted = ("queued", "delivered", "bounced", "deferred", "expired", "connections")
     vmtas = [v for v in answer["vmtas"] if everything or v["state"] != "asleep" or any(v[key] for key in counted)]
     columns = ("name", "state", "pid", *counted, "restarts")

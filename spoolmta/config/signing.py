@@ -37,12 +37,9 @@ def _read_key(value: object) -> DomainKey:
 
 def _domain(text: str) -> str:
     try:
-        found = address.split(f"x@{text}")[2]
+        return dkim.domain_of(text)
     except address.NotAnAddress as error:
         raise BadValue(f'"{address.show(text)}" is no domain: {error}') from None
-    if found.startswith("ip-"):
-        raise BadValue(f'"{address.show(text)}" is an address: a key belongs to a domain')
-    return found
 
 
 def _read_identity(value: object) -> str:

@@ -246,7 +246,7 @@ def test_a_message_without_one_author_goes_unsigned_and_is_counted(scene: Scene)
     assert scene.mta.vmta("plain")["unsigned"] == 3  # and the one with options that cannot be obeyed
     assert "is sent without a signature: bad-options" in scene.mta.log()
     told = scene.mta.command("status").stdout
-    assert "VMTA plain: 3 messages went without a signature: the log says why" in told
+    assert "VMTA plain: 3 times a message went without a signature: the log says why" in told
     assert "is sent without a signature: two-from" in scene.mta.log()
 
 

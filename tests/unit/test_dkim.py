@@ -165,6 +165,7 @@ def test_without_one_author_there_is_no_identity(header: bytes, reason: str) -> 
         (b"x-dkim-options:\r\n\td=b.test;", dkim.Options("", "b.test", "")),
         (b"X-Dkim-Options: i=b.test; q=dns/txt", dkim.Options("", "", "@b.test")),
         (b"X-DKIM-Options: i=Local@b.test", dkim.Options("", "", "Local@b.test")),
+        (b"X-DKIM-Options: d=m\xc3\xbcller.test", dkim.Options("", "xn--mller-kva.test", "")),
         (b"X-DKIM-Options:", dkim.Options()),
     ],
 )
@@ -177,7 +178,7 @@ def test_options_are_taken_off_the_message(field: bytes, options: dkim.Options) 
 @pytest.mark.parametrize(
     "field",
     [b"X-DKIM-Options: l=1", b"X-DKIM-Options: d=a b", b"X-DKIM-Options: key-list=x", b"X-DKIM-Options: i=a@b@c",
-     b"X-DKIM-Options: d=a\r\nX-DKIM-Options: d=a", b"X-DKIM-Options: d=\xc3\xa9.test", b"X-DKIM-Options: i=@",
+     b"X-DKIM-Options: d=a\r\nX-DKIM-Options: d=a", b"X-DKIM-Options: i=@",
      b"X-DKIM-Options: i=a@", b"X-DKIM-Options: d=a/b=c{}", b"X-DKIM-Options: d=us.test; i=@evil.test",
      b"X-DKIM-Options: i=@.us.test", b"X-DKIM-Options: i=" + b"a" * 65 + b"@us.test", b"X-DKIM-Options: d=[192.0.2.1]"],
 )  # fmt: skip

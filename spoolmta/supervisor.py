@@ -21,6 +21,7 @@ from typing import Any
 
 from spoolmta import (
     __version__,
+    bounce,
     clock,
     config,
     control,
@@ -466,5 +467,6 @@ def run(path: str) -> None:
         log.warning("%s", warning)
     process.warm_up(configuration.event_loop)
     process.may_go_ahead()
+    bounce.classifier(configuration)  # our own rules lie where the user may have nothing to read
     process.drop_privileges(configuration.user)
     Supervisor(path, configuration).run()

@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 
 import setproctitle
 
-from spoolmta import processor
+from spoolmta import bounce, processor
 from spoolmta.errors import ConfigError, SpoolError, SpoolmtaError
+from spoolmta.model import Config
 
 log = logging.getLogger("spoolmta")
 
@@ -80,8 +81,10 @@ def may_go_ahead() -> None:
             resource.setrlimit(resource.RLIMIT_NICE, (most, most))
 
 
-def drop_privileges(user: str) -> None:
-    """Become `user` for good, when started as root. Everything that is imported lazily must be imported before."""
+def drop_privileges(config: Config) -> None:
+    """Become the `user` of the configuration for good, when started as root. Everything that is imported lazily must be
+    imported before; the rules of bounces are read here, for the user may not enter where spoolmta lies."""
+    user = config.user
     if os.geteuid() != 0 or not user:
         return
     import encodings.ascii
@@ -91,6 +94,7 @@ def drop_privileges(user: str) -> None:
         entry = pwd.getpwnam(user)
     except KeyError:
         raise ConfigError(f"user: there is no user {user!r} on this machine") from None
+    bounce.classifier(config)
     os.initgroups(user, entry.pw_gid)
     os.setgid(entry.pw_gid)
     os.setuid(entry.pw_uid)

@@ -21,7 +21,6 @@ from typing import Any
 
 from spoolmta import (
     __version__,
-    bounce,
     clock,
     config,
     control,
@@ -467,6 +466,5 @@ def run(path: str) -> None:
         log.warning("%s", warning)
     process.warm_up(configuration.event_loop)
     process.may_go_ahead()
-    bounce.classifier(configuration)  # our own rules lie where the user may have nothing to read
-    process.drop_privileges(configuration.user)
+    process.drop_privileges(configuration)
     Supervisor(path, configuration).run()

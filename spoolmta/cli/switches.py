@@ -45,7 +45,7 @@ def become_the_user(context: click.Context) -> tuple[Config, Layout]:
         import rich.text  # noqa: F401
     layout = layout_of(context)
     config = load(context)
-    process.drop_privileges(config.user)
+    process.drop_privileges(config)
     return config, layout
 
 
